@@ -1,0 +1,1 @@
+"""The GraphQL surface: types, mutations, subscriptions, permissions; holds no rule of the domain."""

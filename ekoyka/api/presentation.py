@@ -1,0 +1,66 @@
+"""Errors as clients see them: a code, a sentence, never a traceback, a statement or a value of the database."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from graphql import GraphQLError, GraphQLSyntaxError
+
+from ekoyka.database import DatabaseUnavailable
+from ekoyka.graph.execution import ActorGone
+from ekoyka.graph.ids import BadInput
+from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.observability import request_id
+
+log = structlog.get_logger(__name__)
+
+_SENTENCES = {
+    "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
+    "SERVICE_UNAVAILABLE": "The database cannot be reached right now; the same request may succeed in a moment.",
+    "INTERNAL": "Something went wrong on our side. It is in the log under this request id.",
+}
+
+
+def present(errors: Iterable[GraphQLError]) -> list[dict[str, Any]]:
+    """The errors of an answer; what nobody expected is logged and masked."""
+    return [_present(error) for error in errors]
+
+
+def _present(error: GraphQLError) -> dict[str, Any]:
+    cause = error.original_error
+    while isinstance(cause, GraphQLError) and cause.original_error is not None:
+        cause = cause.original_error
+    shown: dict[str, Any] = dict(error.formatted)
+    code = (error.extensions or {}).get("code") or (getattr(cause, "extensions", None) or {}).get("code")
+    if isinstance(cause, ActorGone | NotAuthenticated):
+        code = "UNAUTHENTICATED"
+        shown["message"] = _SENTENCES[code]
+    elif isinstance(cause, DatabaseUnavailable):
+        code = "SERVICE_UNAVAILABLE"
+        shown["message"] = _SENTENCES[code]
+    elif isinstance(cause, BadInput):
+        code = "BAD_USER_INPUT"
+    elif isinstance(error, GraphQLSyntaxError):
+        code = "GRAPHQL_PARSE_FAILED"
+    elif code is None and (cause is None or isinstance(cause, GraphQLError)):
+        # Validation's and coercion's own messages name fields and types; they are the client's to read.
+        code = "GRAPHQL_VALIDATION_FAILED" if error.path is None else "BAD_USER_INPUT"
+    elif code is None:
+        code = "INTERNAL"
+        shown["message"] = _SENTENCES[code]
+        # The exception's own text may hold values of rows: only its kind and place are logged.
+        trace = cause.__traceback__ if cause is not None else None
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        log.error(
+            "operation_failed",
+            kind=type(cause).__name__,
+            sqlstate=getattr(getattr(cause, "orig", cause), "sqlstate", None),
+            module=trace.tb_frame.f_globals.get("__name__") if trace else None,
+            line=trace.tb_lineno if trace else None,
+        )
+    extensions = {**(error.extensions or {}), "code": code}
+    if code == "INTERNAL":
+        extensions["requestId"] = request_id.get()
+    shown["extensions"] = extensions
+    return shown

@@ -1,0 +1,89 @@
+"""The scalars: each says what it holds and refuses what it cannot."""
+
+from datetime import UTC, date, datetime
+from typing import Any, NewType
+
+import phonenumbers
+import strawberry
+from graphql import GraphQLError
+from strawberry.schema.types.scalar import ScalarDefinition
+
+from ekoyka.graph import declare as graph
+
+DateTime = NewType("DateTime", datetime)
+Date = NewType("Date", date)
+Phone = NewType("Phone", str)
+TimeZone = NewType("TimeZone", str)
+
+
+def _bad(message: str) -> GraphQLError:
+    return GraphQLError(message, extensions={"code": "BAD_USER_INPUT"})
+
+
+def _date_time(value: Any) -> datetime:
+    try:
+        instant = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise _bad("A DateTime is ISO 8601 with an offset, such as 2026-03-03T08:30:00+03:00.") from None
+    if instant.tzinfo is None:
+        raise _bad("A DateTime needs an offset, such as 2026-03-03T08:30:00+03:00 or …Z.")
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise _bad("This DateTime is out of range.") from None
+
+
+def _date(value: Any) -> date:
+    try:
+        if not isinstance(value, str) or len(value) != 10:
+            raise ValueError
+        return date.fromisoformat(value)
+    except ValueError:
+        raise _bad("A Date is an existing day as YYYY-MM-DD, such as 2026-03-03.") from None
+
+
+def _phone(value: Any) -> str:
+    try:
+        number = phonenumbers.parse(value if isinstance(value, str) else "", None)
+    except phonenumbers.NumberParseException:
+        raise _bad("A Phone is in E.164 form, such as +74950000000.") from None
+    if not phonenumbers.is_possible_number(number):
+        raise _bad("This number of digits is not possible in the phone's country.")
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def _time_zone(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 100:
+        raise _bad("A TimeZone is an IANA name, such as Europe/Moscow.")
+    return value
+
+
+def _as_is(value: Any) -> Any:
+    # Rows come as JSON: PostgreSQL has written the value already.
+    return value if isinstance(value, str) else value.isoformat()
+
+
+SCALARS: dict[object, ScalarDefinition] = {
+    DateTime: strawberry.scalar(
+        name="DateTime",
+        description="An instant: ISO 8601 with an offset. Answers are in UTC, to the microsecond.",
+        specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
+        serialize=_as_is,
+        parse_value=_date_time,
+    ),
+    Date: strawberry.scalar(
+        name="Date",
+        description="A day of the calendar, YYYY-MM-DD, in the dispensary's own time zone.",
+        serialize=_as_is,
+        parse_value=_date,
+    ),
+    Phone: strawberry.scalar(
+        name="Phone", description="A phone number in E.164 form.", serialize=_as_is, parse_value=_phone
+    ),
+    TimeZone: strawberry.scalar(
+        name="TimeZone", description="An IANA time zone's name.", serialize=_as_is, parse_value=_time_zone
+    ),
+}
+
+for _name, _type in {"DateTime": DateTime, "Date": Date, "Phone": Phone, "TimeZone": TimeZone}.items():
+    graph.scalar(_name, _type)

@@ -1,0 +1,1 @@
+"""The discharge certificate: how it is numbered, printed, kept and verified."""

@@ -1,0 +1,1 @@
+"""Dispensaries, their rooms and beds."""

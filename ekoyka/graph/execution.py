@@ -1,0 +1,108 @@
+"""Running plans: whole queries from statements, root fields and payloads for Strawberry's own executor."""
+
+import copy
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Self
+
+import orjson
+from graphql import ExecutionResult, OperationType
+from strawberry.extensions import SchemaExtension
+
+from ekoyka.graph.compile import ActorShape
+from ekoyka.graph.ids import BadInput
+from ekoyka.graph.plan import OperationPlan, PlanError, Planner, bad_input
+
+
+class ActorGone(Exception):
+    """The actor is no longer who the token says: blocked, or with other roles since."""
+
+
+class ReadContext:
+    """What GraphQL resolvers are given: the actor, the operation's plan, a way to run its statements."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self.plan: OperationPlan | None = None
+        self.compiled = True
+
+    def actor_shape(self) -> ActorShape:
+        """What of the actor changes a plan."""
+        raise NotImplementedError
+
+    def actor_values(self) -> Mapping[str, Any]:
+        """What of the actor is bound when a statement runs."""
+        raise NotImplementedError
+
+    async def fetch_value(self, sql: str, *parameters: Any) -> str | None:
+        """The statement's value, on a connection for reading."""
+        raise NotImplementedError
+
+    def for_operation(self) -> Self:
+        """A context of its own for each operation: a socket's operations share what they began with."""
+        return copy.copy(self)
+
+    def bind(self, plan: OperationPlan) -> None:
+        """The operation's statements have their parameters. Raises `PlanError`, before any SQL."""
+        self.plan = plan
+        for key, root in plan.roots.items():
+            if root.read is not None:
+                try:
+                    plan.parameters[key] = root.read.bind(self.actor_values(), plan.variables)
+                except BadInput as error:
+                    raise PlanError([bad_input(error, None, [key])]) from error
+
+    async def read(self, response_key: str) -> str:
+        """The JSON of a query's root field. Raises `ActorGone`."""
+        assert self.plan is not None
+        root = self.plan.roots[response_key]
+        assert root.read is not None
+        value = await self.fetch_value(root.read.sql, *self.plan.parameters[response_key])
+        if value is None:
+            raise ActorGone
+        return value
+
+    async def run_root(self, response_key: str) -> Any:
+        """The rows of a query's root field, for the executor to pick from."""
+        return orjson.loads(await self.read(response_key))
+
+    async def answer(self, plan: OperationPlan) -> ExecutionResult:
+        """The whole query's answer; its data are the bytes that PostgreSQL made."""
+        parts = [
+            f'"{key}":' + (f'"{plan.typenames[key]}"' if key in plan.typenames else await self.read(key))
+            for key in plan.order
+        ]
+        data: Any = orjson.Fragment("{" + ",".join(parts) + "}")
+        return ExecutionResult(data=data, errors=None)
+
+
+class PlannedExecution(SchemaExtension):
+    """Plans every operation before it runs; answers compiled queries at once, leaves the rest to Strawberry.
+
+    A payload's or subscription's plan waits in the context for its resolver.
+    """
+
+    def on_operation(self) -> Iterator[None]:  # type: ignore[override]
+        self.execution_context.context = self.execution_context.context.for_operation()
+        yield
+
+    async def on_execute(self) -> AsyncIterator[None]:  # type: ignore[override]
+        execution = self.execution_context
+        context: ReadContext = execution.context
+        assert execution.graphql_document is not None
+        try:
+            plan = context.planner.plan(
+                execution.graphql_document,
+                execution.query or "",
+                execution.operation_name,
+                execution.variables,
+                context.actor_shape(),
+                compiled=context.compiled,
+            )
+            context.bind(plan)
+            if plan.compiled:
+                execution.result = await context.answer(plan)
+        except PlanError as error:
+            if execution.operation_type.name == OperationType.SUBSCRIPTION.name:
+                raise error.errors[0] from error
+            execution.result = ExecutionResult(data=None, errors=error.errors)
+        yield

@@ -1,0 +1,234 @@
+"""Plans: what one operation needs from the database, cached by document and by what changes the SQL.
+
+A plan depends on the document, the operation's name, the kinds of the actor's roles, and the shape of the
+variables: which are given, which inputs they fill, and the values that choose SQL rather than fill it
+(enums, and booleans, which may steer `@skip`). Everything else is bound when a statement runs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    GraphQLError,
+    GraphQLObjectType,
+    GraphQLSchema,
+    OperationDefinitionNode,
+    OperationType,
+    get_named_type,
+    get_variable_values,
+    is_abstract_type,
+)
+from graphql.execution.values import VariableValues
+
+from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Statement
+from ekoyka.graph.declare import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
+from ekoyka.graph.ids import BadInput
+
+PLANS_KEPT = 1000
+
+
+@dataclass
+class RootPlan:
+    """What one root field needs. A query's is one statement; a mutation's or subscription's payload has one
+    for each type that may come out, over a row that the field hands over when it runs."""
+
+    response_key: str
+    name: str
+    read: Statement | None = None
+    payloads: dict[str, Statement] = field(default_factory=dict)
+
+
+@dataclass
+class OperationPlan:
+    """What one operation needs; ``compiled`` when statements alone answer it."""
+
+    operation: OperationType
+    variables: VariableValues
+    roots: dict[str, RootPlan]
+    typenames: dict[str, str]
+    order: tuple[str, ...]
+    compiled: bool
+    parameters: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class PlanError(Exception):
+    """The operation ends before any SQL, with these errors."""
+
+    def __init__(self, errors: list[GraphQLError]) -> None:
+        super().__init__("not planned")
+        self.errors = errors
+
+
+def shape(value: Any) -> Any:
+    """What of a variable's value can change the SQL."""
+    if isinstance(value, dict):
+        return tuple(sorted((key, shape(item)) for key, item in value.items()))
+    if isinstance(value, list):
+        shapes = tuple(shape(item) for item in value)
+        return shapes if any(isinstance(item, tuple | Enum) for item in shapes) else list
+    if value is None or isinstance(value, bool | Enum):
+        return value
+    return str if isinstance(value, str) else type(value)
+
+
+class Planner:
+    """The plans of one schema."""
+
+    def __init__(self, schema: GraphQLSchema) -> None:
+        self.schema = schema
+        self.hits = 0
+        self.misses = 0
+        self._plans: OrderedDict[object, OperationPlan] = OrderedDict()
+
+    def plan(
+        self,
+        document: DocumentNode,
+        text: str,
+        operation_name: str | None,
+        raw_variables: Mapping[str, Any] | None,
+        actor: ActorShape,
+        *,
+        compiled: bool = True,
+    ) -> OperationPlan:
+        """The operation's plan, with this request's variables; not ``compiled``: for Strawberry's executor.
+
+        Raises `PlanError`.
+        """
+        operation = _operation(document, operation_name)
+        variables = get_variable_values(self.schema, operation.variable_definitions or (), dict(raw_variables or {}))
+        if isinstance(variables, list):
+            raise PlanError([coded(error, "BAD_USER_INPUT") for error in variables])
+        key = (text, operation_name, actor.roles, compiled, shape(variables.coerced))
+        known = self._plans.get(key)
+        if known is None:
+            self.misses += 1
+            known = self._make(document, operation, variables, actor, compiled)
+            self._plans[key] = known
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+        else:
+            self.hits += 1
+            self._plans.move_to_end(key)
+        return OperationPlan(
+            known.operation, variables, known.roots, known.typenames, known.order, known.compiled
+        )
+
+    def _make(
+        self,
+        document: DocumentNode,
+        operation: OperationDefinitionNode,
+        variables: VariableValues,
+        actor: ActorShape,
+        compiled: bool,
+    ) -> OperationPlan:
+        fragments = {
+            item.name.value: item for item in document.definitions if isinstance(item, FragmentDefinitionNode)
+        }
+        root_type = self.schema.get_root_type(operation.operation)
+        assert root_type is not None
+        selections = Compiler(self.schema, fragments, variables, actor).collect(
+            root_type.name, [operation.selection_set]
+        )
+        roots: dict[str, RootPlan] = {}
+        typenames: dict[str, str] = {}
+        compiled &= operation.operation is OperationType.QUERY
+        # Introspection is Strawberry's.
+        compiled &= {nodes[0].name.value for nodes in selections.values()}.isdisjoint({"__schema", "__type"})
+        for response_key, nodes in selections.items():
+            name = nodes[0].name.value
+            if name == "__typename":
+                typenames[response_key] = root_type.name
+            elif not name.startswith("__"):
+                compiler = partial(Compiler, self.schema, fragments, variables, actor, marked=not compiled)
+                roots[response_key] = self._root(root_type, response_key, nodes, actor, compiler)
+        return OperationPlan(operation.operation, variables, roots, typenames, tuple(selections), compiled)
+
+    def _root(
+        self,
+        root_type: GraphQLObjectType,
+        response_key: str,
+        nodes: list[FieldNode],
+        actor: ActorShape,
+        new_compiler: Callable[[], Compiler],
+    ) -> RootPlan:
+        name = nodes[0].name.value
+        definition = root_type.fields[name]
+        root = RootPlan(response_key, name)
+        declared = TYPES.get(root_type.name)
+        permitted = declared.fields[name].roles if declared else ROOT_ROLES[f"{root_type.name}.{name}"]
+        try:
+            if permitted is None or actor.roles.isdisjoint(permitted):
+                raise FieldForbidden((response_key,), nodes[0])
+            if declared is not None:
+                compiler = new_compiler()
+                value = compiler.field(declared.fields[name], definition, "", nodes, (response_key,))
+                root.read = compiler.statement(f"COALESCE({value}, 'null'::json)", guarded=True)
+                return root
+            sets = [node.selection_set for node in nodes if node.selection_set]
+            named = get_named_type(definition.type)
+            for decl in self._possible(named):
+                compiler = new_compiler()
+                root.payloads[decl.name] = compiler.statement(
+                    payload(compiler, decl, sets, (response_key,)), guarded=False
+                )
+        except FieldForbidden as error:
+            raise PlanError(
+                [
+                    GraphQLError(
+                        "Sign in first." if ANONYMOUS in actor.roles else "Your role may not use this field.",
+                        error.node,
+                        path=list(error.path),
+                        extensions={"code": "UNAUTHENTICATED" if ANONYMOUS in actor.roles else "FORBIDDEN"},
+                    )
+                ]
+            ) from error
+        except BadInput as error:
+            raise PlanError([bad_input(error, nodes[0], [response_key])]) from error
+        return root
+
+    def _possible(self, named: Any) -> list[TypeDecl]:
+        if is_abstract_type(named):
+            return [TYPES[item.name] for item in self.schema.get_possible_types(named) if item.name in TYPES]
+        return [TYPES[named.name]] if named.name in TYPES else []
+
+
+def payload(compiler: Compiler, decl: TypeDecl, sets: Any, path: tuple[str, ...]) -> str:
+    """The JSON of a row handed over by its key, or of values handed over by name."""
+    if decl.node:
+        key = compiler.handed_over("key", "bigint")
+        row = "p"
+        return f"(SELECT {compiler.object(decl, row, sets, path)} FROM {decl.source} {row} WHERE {row}.id = {key})"
+    columns = ", ".join(f"{compiler.handed_over(name, pg)} AS {name}" for name, pg in decl.columns.items())
+    return f"(SELECT {compiler.object(decl, 'p', sets, path)} FROM (SELECT {columns or '1 AS one'}) p)"
+
+
+def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
+    operations = [item for item in document.definitions if isinstance(item, OperationDefinitionNode)]
+    wanted = [item for item in operations if name is None or (item.name is not None and item.name.value == name)]
+    if len(wanted) == 1:
+        return wanted[0]
+    message = (
+        "The document holds several operations: say which one with `operationName`."
+        if name is None
+        else "The document holds no operation of this `operationName`."
+    )
+    raise PlanError([GraphQLError(message, extensions={"code": "BAD_USER_INPUT"})])
+
+
+def coded(error: GraphQLError, code: str) -> GraphQLError:
+    """The error with a code for clients, unless it has one."""
+    error.extensions = {"code": code, **(error.extensions or {})}
+    return error
+
+
+def bad_input(error: BadInput, node: FieldNode | None, path: list[str | int]) -> GraphQLError:
+    """The GraphQL error of an argument that cannot be meant."""
+    return GraphQLError(str(error), node, path=path, extensions={"code": "BAD_USER_INPUT"})
+

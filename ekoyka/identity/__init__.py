@@ -1,0 +1,1 @@
+"""Accounts, roles, credentials, sessions and the access log."""

@@ -1,0 +1,130 @@
+"""Accounts, their roles and sessions, and the access log."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import StringConstraints
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index
+from sqlmodel import Field, SQLModel
+
+from ekoyka.columns import Title, identity, instant, reference
+
+
+class Role(StrEnum):
+    """What an account may do; every account is a USER."""
+
+    SUPERADMIN = "SUPERADMIN"
+    DOCTOR = "DOCTOR"
+    DISPATCHER = "DISPATCHER"
+    USER = "USER"
+
+
+class AccountDetails(SQLModel):
+    """What a person may change about their own account."""
+
+    name: Title
+    position: Title | None = None
+    language: Annotated[str, StringConstraints(pattern="^(ru|en)$")] = "ru"
+
+
+class Account(AccountDetails, table=True):
+    """Somebody who can sign in.
+
+    ``auth_version`` grows with every change of roles, password or blocking: tokens carry the version they
+    were issued for, and every statement compares it, so that older tokens end at once.
+    """
+
+    __table_args__ = (
+        CheckConstraint("email = lower(email) AND length(email) <= 254", "email"),
+        CheckConstraint("length(name) BETWEEN 1 AND 200", "name"),
+        CheckConstraint("language IN ('ru', 'en')", "language"),
+        Index("uq_account_email", "email", unique=True),
+    )
+    id: int = identity()
+    email: str
+    password_hash: str
+    auth_version: int = 1
+    blocked_at: datetime | None = instant(nullable=True)
+    created_at: datetime = instant(now=True)
+    version: int = 1
+
+
+class RoleGrant(SQLModel, table=True):
+    """A role held by an account: the superadministrator's in the whole network, others in a dispensary."""
+
+    __tablename__ = "role_grant"
+    __table_args__ = (
+        CheckConstraint("role IN ('SUPERADMIN', 'DOCTOR', 'DISPATCHER')", "role"),
+        CheckConstraint("(role = 'SUPERADMIN') = (dispensary_id IS NULL)", "dispensary"),
+        Index(
+            "uq_role_grant",
+            "account_id",
+            "role",
+            "dispensary_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+        ),
+        Index("ix_role_grant_dispensary_id", "dispensary_id", "role"),
+    )
+    id: int = identity()
+    account_id: int = reference("account.id")
+    role: str
+    dispensary_id: int | None = reference("dispensary.id", nullable=True)
+    granted_by_id: int | None = reference("account.id", nullable=True)
+    granted_at: datetime = instant(now=True)
+
+
+class Session(SQLModel, table=True):
+    """One sign-in, alive while its refresh tokens are."""
+
+    __table_args__ = (Index("ix_session_account_id", "account_id"),)
+    id: int = identity()
+    account_id: int = reference("account.id")
+    created_at: datetime = instant(now=True)
+    expires_at: datetime = instant()
+    ended_at: datetime | None = instant(nullable=True)
+
+
+class RefreshToken(SQLModel, table=True):
+    """An opaque token, kept as its SHA-256, good for one use."""
+
+    __tablename__ = "refresh_token"
+    __table_args__ = (Index("uq_refresh_token_hash", "hash", unique=True),)
+    id: int = identity()
+    session_id: int = reference("session.id", index=True)
+    hash: bytes
+    created_at: datetime = instant(now=True)
+    used_at: datetime | None = instant(nullable=True)
+
+
+class AccessEntry(SQLModel, table=True):
+    """One change of a person's record: who, what, when, why."""
+
+    __tablename__ = "access_entry"
+    __table_args__ = (Index("ix_access_entry_patient_id", "patient_id", "at"),)
+    id: int = identity()
+    at: datetime = instant(now=True)
+    account_id: int | None = reference("account.id", nullable=True)
+    action: str
+    patient_id: int | None = reference("patient.id", nullable=True)
+    dispensary_id: int | None = reference("dispensary.id", nullable=True)
+    object_type: str
+    object_id: int = Field(sa_type=BigInteger)
+    reason: str | None = None
+    request_id: str | None = None
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """The first result of a mutation that creates, kept under the client's key."""
+
+    __tablename__ = "idempotency_key"
+    __table_args__ = (CheckConstraint("length(key) BETWEEN 1 AND 200", "key"),)
+    account_id: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True)
+    )
+    mutation: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    input_hash: bytes
+    result_id: int | None = Field(default=None, sa_type=BigInteger)
+    created_at: datetime = instant(now=True)

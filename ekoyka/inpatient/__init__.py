@@ -1,0 +1,1 @@
+"""Patients, stays, bed assignments and reservations: check in, transfer, check out."""

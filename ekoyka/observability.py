@@ -1,0 +1,165 @@
+"""What operators see: structured logs with request ids, and Prometheus metrics.
+
+Neither ever holds a name, diagnosis, token, document number, address of a person, query text or variable:
+log lines carry event names, codes, routes as templates, counts and ids of requests.
+"""
+
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from time import perf_counter
+from typing import Any
+
+import structlog
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.core import GaugeMetricFamily
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ekoyka.settings import LogFormat, Settings
+
+log = structlog.get_logger(__name__)
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+OPERATIONS = Counter(
+    "ekoyka_operations_total", "GraphQL operations by type and outcome.", ["type", "outcome"]
+)
+EXECUTION = Histogram(
+    "ekoyka_execution_seconds",
+    "Time from request to answer of a GraphQL operation.",
+    ["type"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+STATEMENTS = Counter("ekoyka_statements_total", "SQL statements sent.")
+SUBSCRIPTIONS = Gauge(
+    "ekoyka_subscriptions_open", "Subscriptions under way.", multiprocess_mode="livesum"
+)
+FEED_LAG = Histogram(
+    "ekoyka_feed_lag_seconds",
+    "Time from an event's writing to its sending.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)
+RESERVATIONS_LAPSED = Counter("ekoyka_reservations_lapsed_total", "Reservations ended by their time.")
+PLANS = Counter("ekoyka_plans_total", "Plans of operations asked for.", ["cache"])
+
+# Callers may name their request; nothing else of theirs gets into a log line.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def configure_logs(settings: Settings) -> None:
+    """All logs, the libraries' too, are one JSON object a line on standard error (or coloured, for a person)."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+    ]
+    renderer: Any = (
+        structlog.processors.JSONRenderer(ensure_ascii=False)
+        if settings.log_format is LogFormat.JSON
+        else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.processors.dict_tracebacks, renderer]
+        if settings.log_format is LogFormat.JSON
+        else [*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.log_level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=shared,
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=settings.log_level, force=True)
+    # These would write addresses, statements or query texts.
+    for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy != "alembic" else logging.WARNING)
+
+
+def _add_request_id(_logger: Any, _method: str, event: Any) -> Any:
+    if (current := request_id.get()) is not None:
+        event["request_id"] = current
+    return event
+
+
+class RequestLog:
+    """ASGI middleware: every request has an id, which is in its answer and in every log line it causes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        current = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        mark = request_id.set(current)
+        started, status = perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", current.encode())]}
+            elif message["type"] == "websocket.close":
+                status = message.get("code", 1000)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            route = scope.get("route")
+            log.info(
+                "request" if scope["type"] == "http" else "socket_closed",
+                method=scope.get("method"),
+                # The template: addresses themselves can hold codes and signatures.
+                route=getattr(route, "path", None),
+                status=status,
+                seconds=round(perf_counter() - started, 4),
+            )
+            request_id.reset(mark)
+
+
+class _Now:
+    """Values that are read when metrics are asked for."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, tuple[int, int]] = {}
+        self.beds: dict[str, int] = {}
+        self.feed_connected = False
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        use = GaugeMetricFamily("ekoyka_pool_connections", "Database connections.", labels=["pool", "state"])
+        for name, (busy, size) in self.pools.items():
+            use.add_metric([name, "busy"], busy)
+            use.add_metric([name, "limit"], size)
+        yield use
+        beds = GaugeMetricFamily("ekoyka_beds", "Beds in the network by status.", labels=["status"])
+        for status, count in self.beds.items():
+            beds.add_metric([status], count)
+        yield beds
+        yield GaugeMetricFamily(
+            "ekoyka_feed_connected", "Whether this process hears the feed.", value=float(self.feed_connected)
+        )
+
+
+def metrics_text(
+    *, pools: dict[str, tuple[int, int]], beds: dict[str, int], feed_connected: bool, many_processes: bool
+) -> bytes:
+    """The metrics in Prometheus' text form; of all server processes where there are several."""
+    now = _Now()
+    now.pools, now.beds, now.feed_connected = pools, beds, feed_connected
+    momentary = CollectorRegistry()
+    momentary.register(now)  # type: ignore[arg-type]  # a collector is whatever has collect()
+    lasting: CollectorRegistry = REGISTRY
+    if many_processes:
+        lasting = CollectorRegistry()
+        multiprocess.MultiProcessCollector(lasting)  # type: ignore[no-untyped-call]
+    return generate_latest(lasting) + generate_latest(momentary)

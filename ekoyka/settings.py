@@ -1,0 +1,95 @@
+"""Settings: the environment, read once, as one frozen object.
+
+Every setting is read from ``EKOYKA_<NAME>``; only the database's address is ``DATABASE_URL``, the name
+that hosting services give it. Units are part of the names: ``_s`` seconds, ``_bytes`` bytes.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Mode(StrEnum):
+    """What a missing secret means: ``demo`` generates and keeps one, ``production`` refuses to start."""
+
+    PRODUCTION = "production"
+    DEMO = "demo"
+
+
+class LogFormat(StrEnum):
+    """``json`` for machines, ``console`` for a person at a terminal."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class Settings(BaseSettings):
+    """Everything that a deployment may change."""
+
+    model_config = SettingsConfigDict(env_prefix="EKOYKA_", frozen=True, extra="ignore")
+
+    mode: Mode = Field(Mode.PRODUCTION, description="production, or demo (generates what is missing).")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    public_url: str | None = Field(
+        None, description="Address under which clients reach the server; in certificates and links."
+    )
+    workers: int = Field(1, ge=1, le=64, description="Server processes.")
+    data_dir: Path = Field(
+        Path(".data"), description="Folder of the embedded PostgreSQL and of generated secrets."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="postgresql://… of PostgreSQL 16 or newer; without it the embedded one is started.",
+    )
+    read_pool_size: int = Field(10, ge=1, le=500, description="Connections for reading, per process.")
+    write_pool_size: int = Field(10, ge=1, le=500, description="Connections for changes, per process.")
+    pool_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a free connection.")
+    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for the database to answer a connect.")
+    statement_timeout_s: float = Field(10.0, gt=0, description="Longest run of one SQL statement.")
+    token_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Signing keys of tokens and download links, at least 32 bytes each, comma-separated; "
+        "the first signs, all verify.",
+    )
+    access_token_ttl_s: int = Field(600, ge=30, le=3600, description="Life of an access token.")
+    refresh_token_ttl_s: int = Field(30 * 86400, ge=60, description="Life of a refresh token.")
+    download_ttl_s: int = Field(300, ge=10, le=3600, description="Life of a certificate's download address.")
+    password_hash_rounds: int = Field(12, ge=4, le=16, description="bcrypt cost (2 to the power of it).")
+    render_timeout_s: float = Field(5.0, gt=0, description="Longest rendering of one certificate.")
+    feed_retention_s: int = Field(7 * 86400, ge=60, description="How long a feed's events can be asked again.")
+    lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
+    subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
+    log_format: LogFormat = Field(LogFormat.JSON, description="json, or console.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("token_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(SecretStr(part.strip()) for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("token_keys")
+    @classmethod
+    def _long_enough(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value().encode()) < 32 for key in keys):
+            raise ValueError("each key of EKOYKA_TOKEN_KEYS needs at least 32 bytes")
+        return keys
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in ("postgresql", "postgres"):
+            raise ValueError("DATABASE_URL must begin with postgresql://")
+        return url
+
+    @property
+    def base_url(self) -> str:
+        """The address that clients use, without a slash at its end."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")

@@ -1,0 +1,14 @@
+"""Alembic's entry: runs migrations on the connection that `ekoyka.migrate` hands it."""
+
+from alembic import context
+
+from ekoyka.migrate import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    compare_server_default=False,
+    transaction_per_migration=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

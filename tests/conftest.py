@@ -1,0 +1,108 @@
+"""What every test stands on: a real PostgreSQL, one migrated template database, one clone of it per test."""
+
+import asyncio
+import os
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ekoyka import embedded, migrate
+from ekoyka.database import Database
+from ekoyka.settings import Mode, Settings
+from tests.factories import Factory
+
+ADDRESS = "EKOYKA_TEST_DATABASE_URL"
+_server: list[tuple[embedded.EmbeddedServer, tempfile.TemporaryDirectory[str]]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One embedded PostgreSQL serves the whole run, all workers of it; another is used where the address says."""
+    if not hasattr(config, "workerinput") and ADDRESS not in os.environ and not config.option.collectonly:
+        folder = tempfile.TemporaryDirectory(prefix="ekoyka-tests-")
+        server = embedded.start(Path(folder.name) / "data", durable=False)
+        _server.append((server, folder))
+        os.environ[ADDRESS] = server.url("postgres")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The embedded PostgreSQL ends with the run."""
+    while _server:
+        server, folder = _server.pop()
+        embedded.stop(server)
+        folder.cleanup()
+        os.environ.pop(ADDRESS, None)
+
+
+def address_of(name: str) -> str:
+    """The address of another database on the test server."""
+    head, _, tail = os.environ[ADDRESS].partition("?")
+    return head.rpartition("/")[0] + "/" + name + ("?" + tail if tail else "")
+
+
+async def administer(*statements: str) -> None:
+    """The statements are executed on the server's maintenance database."""
+    connection = await asyncpg.connect(os.environ[ADDRESS])
+    try:
+        for sql in statements:
+            await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[str]:
+    """The name of a migrated, empty database."""
+    name = f"template_{uuid.uuid4().hex[:12]}"
+
+    async def build() -> None:
+        await administer(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' "
+            "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
+        )
+        database = Database(address_of(name), Settings(), pooled=False)
+        await migrate.upgrade(database)
+        await database.close()
+
+    asyncio.run(build())
+    yield name
+    asyncio.run(administer(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def database_url(template: str) -> AsyncIterator[str]:
+    """The address of a fresh clone of the template, dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    await administer(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield address_of(name)
+    await administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a small, quick server on this test's database."""
+    return Settings(
+        mode=Mode.DEMO,
+        database_url=database_url,
+        data_dir=tmp_path / "data",
+        password_hash_rounds=4,
+        read_pool_size=5,
+        write_pool_size=20,
+        log_level="WARNING",
+    )
+
+
+@pytest.fixture
+async def database(database_url: str, settings: Settings) -> AsyncIterator[Database]:
+    """This test's database."""
+    async with Database(database_url, settings) as database:
+        yield database
+
+
+@pytest.fixture
+def make(database: Database) -> Factory:
+    """Rows for a test, committed at once."""
+    return Factory(database)
