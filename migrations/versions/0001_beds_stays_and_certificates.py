@@ -9,7 +9,36 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-CONSTRAINTS = ()
+CONSTRAINTS = (
+    """
+    CREATE FUNCTION stay_has_its_assignment() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        key bigint;
+    BEGIN
+        IF TG_TABLE_NAME = 'stay' THEN
+            key := NEW.id;
+        ELSE
+            key := coalesce(NEW.stay_id, OLD.stay_id);
+        END IF;
+        PERFORM FROM stay s WHERE s.id = key AND (s.checked_out_at IS NULL)
+            IS DISTINCT FROM EXISTS (SELECT FROM bed_assignment a WHERE a.stay_id = s.id AND a.ended_at IS NULL);
+        IF FOUND THEN
+            RAISE EXCEPTION 'an open stay has exactly one open assignment, an ended one none'
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_stay_assignment';
+        END IF;
+        RETURN NULL;
+    END
+    $$
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER ck_stay_assignment AFTER INSERT OR UPDATE OF checked_out_at ON stay
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stay_has_its_assignment()
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER ck_stay_assignment AFTER INSERT OR UPDATE OR DELETE ON bed_assignment
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION stay_has_its_assignment()
+    """,
+)
 
 
 def upgrade() -> None:
@@ -720,3 +749,4 @@ def downgrade() -> None:
     op.drop_table("dispensary")
     op.drop_index("uq_account_email", table_name="account")
     op.drop_table("account")
+    op.execute("DROP FUNCTION stay_has_its_assignment()")

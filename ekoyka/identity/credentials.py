@@ -1,0 +1,217 @@
+"""Passwords and tokens; knows no database.
+
+Passwords are bcrypt hashes made in a bounded pool of threads. Access tokens are JWTs signed with HS256 and
+nothing else, checked for issuer, audience, expiry and key; download addresses of certificates are signed
+with the same keys for another audience, so that neither serves as the other.
+"""
+
+import asyncio
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import bcrypt
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet, OctKey
+
+from ekoyka.errors import Invalid
+from ekoyka.identity.actors import Actor
+from ekoyka.settings import Mode, Settings
+
+LONGEST_PASSWORD_BYTES = 72
+SHORTEST_PASSWORD = 10
+_LONGEST_TOKEN = 8192
+_ALGORITHM = "HS256"
+_DOWNLOAD = "certificate-download"
+_Result = TypeVar("_Result")
+
+
+class NotAuthenticated(Exception):
+    """The token is not good, or its account is no longer what it was; the text is a code, never the token."""
+
+
+class SettingsIncomplete(Exception):
+    """A setting without which the server does not start; the text says which and how to make one."""
+
+
+def check_password(password: str) -> None:
+    """The password is one that may be chosen. Raises `Invalid`.
+
+    bcrypt reads no more than 72 bytes; what lies beyond would be ignored, so it is refused.
+    """
+    if len(password) < SHORTEST_PASSWORD:
+        raise Invalid(
+            ("password",),
+            ru=f"Пароль слишком короткий: нужно не меньше {SHORTEST_PASSWORD} знаков.",
+            en=f"The password is too short: at least {SHORTEST_PASSWORD} characters.",
+        )
+    if len(password.encode()) > LONGEST_PASSWORD_BYTES:
+        raise Invalid(
+            ("password",),
+            ru="Пароль слишком длинный: не больше 72 байтов, то есть 36 русских букв или 72 латинских.",
+            en="The password is too long: at most 72 bytes, that is 72 Latin or 36 Cyrillic letters.",
+        )
+
+
+class PasswordHasher:
+    """Hashes and verifies passwords in a few threads, so that sign-ins never hold the event loop."""
+
+    def __init__(self, rounds: int, *, threads: int = 2) -> None:
+        self._rounds = rounds
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bcrypt")
+        # What the password of an unknown account is compared with, so that it takes the same time.
+        self._nobody = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(rounds))
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def hash(self, password: str) -> str:
+        """The password's hash. Raises `Invalid` for one that may not be chosen."""
+        check_password(password)
+        hashed = await self._in_thread(lambda: bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._rounds)))
+        return hashed.decode()
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """Whether the password is the hash's; without a hash it is not, after the same time."""
+        raw = password.encode("utf-8", "surrogatepass")
+        good = len(raw) <= LONGEST_PASSWORD_BYTES and b"\x00" not in raw
+        against = password_hash.encode() if password_hash else self._nobody
+        matches = await self._in_thread(lambda: bcrypt.checkpw(raw if good else b"-", against))
+        return matches and good and password_hash is not None
+
+    def close(self) -> None:
+        """The threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """An access token as handed out."""
+
+    text: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReadToken:
+    """What a good access token says."""
+
+    actor: Actor
+    expires_at: datetime
+
+
+class Tokens:
+    """Signs and reads tokens. The first key signs, all verify, so that keys can be rotated."""
+
+    def __init__(self, keys: Sequence[str], *, issuer: str, ttl_s: int, audience: str = "ekoyka") -> None:
+        if not keys or any(len(key.encode()) < 32 for key in keys):
+            raise SettingsIncomplete("Each token key needs at least 32 bytes.")
+        self._keys = KeySet(
+            [
+                OctKey.import_key(
+                    key, {"kid": hashlib.sha256(key.encode()).hexdigest()[:16], "alg": _ALGORITHM, "use": "sig"}
+                )
+                for key in keys
+            ]
+        )
+        self._signing = self._keys.keys[0]
+        self._issuer = issuer
+        self._audience = audience
+        self._ttl_s = ttl_s
+
+    def _sign(self, audience: str, ttl_s: int, claims: dict[str, Any]) -> tuple[str, datetime]:
+        now = int(time.time())
+        header = {"alg": _ALGORITHM, "kid": self._signing.kid, "typ": "JWT"}
+        whole = {"iss": self._issuer, "aud": audience, "iat": now, "exp": now + ttl_s, **claims}
+        text = jwt.encode(header, whole, self._signing, algorithms=[_ALGORITHM])
+        return text, datetime.fromtimestamp(now + ttl_s, UTC)
+
+    def _read(self, audience: str, text: str) -> dict[str, Any]:
+        if len(text) > _LONGEST_TOKEN:
+            raise NotAuthenticated("oversized")
+        try:
+            token = jwt.decode(text, self._keys, algorithms=[_ALGORITHM])
+            jwt.JWTClaimsRegistry(
+                iss={"essential": True, "value": self._issuer},
+                aud={"essential": True, "value": audience},
+                exp={"essential": True},
+                iat={"essential": True},
+                sub={"essential": True},
+            ).validate(token.claims)
+        except (JoseError, ValueError, TypeError, KeyError, UnicodeError) as error:
+            raise NotAuthenticated(type(error).__name__) from None
+        return dict(token.claims)
+
+    def issue(self, actor: Actor) -> AccessToken:
+        """An access token for the actor as they are now."""
+        claims = {
+            "sub": str(actor.account_id),
+            "jti": secrets.token_urlsafe(12),
+            "ver": actor.auth_version,
+            "sa": actor.superadmin,
+            "doc": sorted(actor.doctor_of),
+            "dsp": sorted(actor.dispatcher_of),
+        }
+        return AccessToken(*self._sign(self._audience, self._ttl_s, claims))
+
+    def read(self, text: str, *, request_id: str | None = None) -> ReadToken:
+        """The actor in an access token. Raises `NotAuthenticated`."""
+        claims = self._read(self._audience, text)
+        try:
+            actor = Actor(
+                account_id=int(claims["sub"]),
+                auth_version=int(claims["ver"]),
+                superadmin=claims["sa"] is True,
+                doctor_of=frozenset(int(item) for item in claims["doc"]),
+                dispatcher_of=frozenset(int(item) for item in claims["dsp"]),
+                request_id=request_id,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise NotAuthenticated(type(error).__name__) from None
+        return ReadToken(actor, datetime.fromtimestamp(claims["exp"], UTC))
+
+    def sign_download(self, certificate_id: int, ttl_s: int) -> str:
+        """The signed part of a certificate's download address."""
+        return self._sign(_DOWNLOAD, ttl_s, {"sub": str(certificate_id)})[0]
+
+    def read_download(self, text: str) -> int:
+        """The certificate that a download address is for. Raises `NotAuthenticated`."""
+        return int(self._read(_DOWNLOAD, text)["sub"])
+
+
+def load_keys(settings: Settings) -> list[str]:
+    """The signing keys: from the settings; a demonstration makes one and keeps it in its data folder.
+
+    Raises `SettingsIncomplete` in production without any.
+    """
+    if settings.token_keys:
+        return [key.get_secret_value() for key in settings.token_keys]
+    if settings.mode is Mode.PRODUCTION:
+        raise SettingsIncomplete(
+            "EKOYKA_TOKEN_KEYS is not set: it signs access tokens and has no default. "
+            'Make one with: python3 -c "import secrets; print(secrets.token_urlsafe(48))"'
+        )
+    return [_kept_key(settings.data_dir / "token-key")]
+
+
+def _kept_key(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(secrets.token_urlsafe(48))
+    try:
+        # Whoever links first made the key; everybody reads that one.
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return path.read_text()

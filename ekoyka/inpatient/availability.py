@@ -1,0 +1,369 @@
+"""Whether beds can be used: service state, closing, reservations, archiving.
+
+Refuses whatever would take a bed from under the patient who lies in it or for whom it is kept. Every
+operation locks the bed first; see `stays` for the order of locks.
+"""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from ekoyka.columns import Remark
+from ekoyka.database import constraint_name
+from ekoyka.errors import Conflict, Forbidden, Invalid, NotFound
+from ekoyka.facilities.operations import locked
+from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, ServiceState
+from ekoyka.identity import access_log
+from ekoyka.identity.actors import Actor
+from ekoyka.identity.tables import Role
+from ekoyka.inpatient.queries import BedChange, alternatives, collision, patient_in_dispensaries, publish_beds
+from ekoyka.inpatient.tables import Patient, Reservation, ReservationOutcome
+from ekoyka.validation import validated
+from pydantic import BaseModel
+
+LONGEST_RESERVATION = timedelta(days=30)
+WHO_RESERVES = (Role.SUPERADMIN, Role.DOCTOR, Role.DISPATCHER)
+
+
+class BedOccupied(Conflict):
+    """Somebody lies in the bed during that time."""
+
+    code = "BED_OCCUPIED"
+    ru = "Койка занята: выберите одну из предложенных."
+    en = "The bed is occupied: choose one of those suggested."
+
+
+class BedReserved(Conflict):
+    """The bed is kept for somebody else."""
+
+    code = "BED_RESERVED"
+    ru = "Койка забронирована: выберите другую или снимите бронь."
+    en = "The bed is reserved: choose another, or release the reservation."
+
+
+class BedClosed(Conflict):
+    """The bed is closed."""
+
+    code = "BED_CLOSED"
+    ru = "Койка закрыта: выберите другую или верните её в работу."
+    en = "The bed is closed: choose another, or return it to service."
+
+
+class BedNotReady(Conflict):
+    """The bed is being cleaned, is contaminated or set apart."""
+
+    code = "BED_NOT_READY"
+    ru = "Койка не готова: дождитесь уборки или выберите другую."
+    en = "The bed is not ready: wait for the cleaning, or choose another."
+
+
+class HasOpenStays(Conflict):
+    """Somebody stays in it, so it cannot be archived."""
+
+    code = "HAS_OPEN_STAYS"
+    ru = "Здесь сейчас лежат пациенты: сначала переведите или выпишите их."
+    en = "Patients stay here now: transfer or check them out first."
+
+
+class ReservationEnded(Conflict):
+    """The reservation is over already."""
+
+    code = "RESERVATION_ENDED"
+    ru = "Бронь уже завершена."
+    en = "The reservation has ended already."
+
+
+class _Reason(BaseModel):
+    reason: Remark
+
+
+def checked_reason(reason: str) -> str:
+    """The reason, trimmed. Raises `Invalid`."""
+    return validated(_Reason, {"reason": reason}).reason
+
+
+async def now(session: AsyncSession) -> datetime:
+    """The database's clock; after waiting for a lock it is later than whatever the holder wrote."""
+    instant: datetime = (await session.execute(text("SELECT clock_timestamp()"))).scalar_one()
+    return instant
+
+
+async def open_reservation(session: AsyncSession, bed_id: int) -> Reservation | None:
+    """The reservation in force on a bed."""
+    found = await session.execute(
+        text("SELECT id FROM reservation WHERE bed_id = :bed AND ended_at IS NULL AND until > clock_timestamp()"),
+        {"bed": bed_id},
+    )
+    key = found.scalar()
+    return await session.get(Reservation, key, with_for_update=True) if key is not None else None
+
+
+async def refuse_unusable(session: AsyncSession, bed: Bed, *, patient_id: int | None) -> None:
+    """Raises `BedClosed` or `BedNotReady` with other beds, unless the bed is in service."""
+    if bed.service_state == ServiceState.IN_SERVICE:
+        return
+    others = await alternatives(session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id)
+    if bed.service_state == ServiceState.CLOSED:
+        closure = (
+            await session.execute(
+                text("SELECT closed_at, reason FROM bed_closure WHERE bed_id = :bed AND reopened_at IS NULL"),
+                {"bed": bed.id},
+            )
+        ).one_or_none()
+        raise BedClosed(
+            ("bedId",),
+            bed_id=bed.id,
+            closed_at=closure[0] if closure else None,
+            reason=closure[1] if closure else None,
+            alternative_ids=others,
+        )
+    raise BedNotReady(("bedId",), bed_id=bed.id, service_state=bed.service_state, alternative_ids=others)
+
+
+async def refuse_occupied(session: AsyncSession, bed: Bed, *, since: datetime, patient_id: int | None = None) -> None:
+    """Raises `BedOccupied` when somebody lies in the bed at any time from then on."""
+    inside = await collision(session, bed_id=bed.id, since=since)
+    if inside is not None:
+        raise BedOccupied(
+            ("bedId",),
+            bed_id=bed.id,
+            occupied_since=inside.started_at,
+            occupied_until=inside.ended_at,
+            expected_end_on=inside.expected_end_on if inside.ended_at is None else None,
+            alternative_ids=await alternatives(
+                session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id
+            ),
+        )
+
+
+async def refuse_reserved(session: AsyncSession, bed: Bed, *, patient_id: int | None = None) -> None:
+    """Raises `BedReserved` when the bed is kept for anybody."""
+    kept = await open_reservation(session, bed.id)
+    if kept is not None:
+        raise BedReserved(
+            ("bedId",),
+            bed_id=bed.id,
+            reserved_until=kept.until,
+            alternative_ids=await alternatives(
+                session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id
+            ),
+        )
+
+
+async def set_service_state(
+    session: AsyncSession, *, actor: Actor, bed_id: int, state: ServiceState, reason: str | None = None
+) -> Bed:
+    """The bed is in this state; an open closure ends when it leaves CLOSED, and one begins when it enters it.
+
+    Raises `NotFound`, `BedOccupied`, `BedReserved` (for closing), `Invalid` without a reason for closing.
+    """
+    bed = await locked(session, Bed, bed_id, actor=actor)
+    instant = await now(session)
+    if state is not ServiceState.IN_SERVICE:
+        await refuse_occupied(session, bed, since=instant)
+    if state is ServiceState.CLOSED:
+        await refuse_reserved(session, bed)
+        why = checked_reason(reason or "")
+        if bed.service_state != ServiceState.CLOSED:
+            session.add(
+                BedClosure(
+                    bed_id=bed.id,
+                    dispensary_id=bed.dispensary_id,
+                    closed_at=instant,
+                    reason=why,
+                    closed_by_id=actor.account_id,
+                )
+            )
+    elif bed.service_state == ServiceState.CLOSED:
+        await session.execute(
+            text("UPDATE bed_closure SET reopened_at = :at WHERE bed_id = :bed AND reopened_at IS NULL"),
+            {"at": instant, "bed": bed.id},
+        )
+    if bed.service_state != state:
+        bed.service_state = state.value
+        bed.version += 1
+        await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.SERVICE_STATE_CHANGED))
+    return bed
+
+
+async def visible_patient(
+    session: AsyncSession, *, actor: Actor, patient_id: int, lock: bool = True
+) -> Patient:
+    """The patient, locked, if the actor may know of them as a superadministrator or doctor. Raises `NotFound`."""
+    known = await session.scalar(
+        text(
+            "SELECT true FROM patient p WHERE p.id = :id AND (:everywhere OR "
+            f"{patient_in_dispensaries('p', 'CAST(:ids AS bigint[])')})" + (" FOR UPDATE OF p" if lock else "")
+        ),
+        {"id": patient_id, "everywhere": actor.superadmin, "ids": sorted(actor.doctor_of)},
+    )
+    patient = await session.get(Patient, patient_id, populate_existing=True) if known else None
+    if patient is None:
+        raise NotFound(("patientId",))
+    return patient
+
+
+async def reserve_bed(
+    session: AsyncSession, *, actor: Actor, bed_id: int, until: datetime, patient_id: int | None
+) -> Reservation:
+    """The bed is kept until the instant, for the patient or for somebody on the way.
+
+    Raises `NotFound`, `Forbidden` (a dispatcher names no patient), `Invalid`, `BedOccupied`, `BedReserved`,
+    `BedClosed`, `BedNotReady`.
+    """
+    bed = await session.get(Bed, bed_id, with_for_update=True)
+    if bed is None or bed.archived_at is not None or not actor.works_in(bed.dispensary_id, WHO_RESERVES):
+        raise NotFound(("bedId",))
+    if patient_id is not None:
+        if not actor.works_in(bed.dispensary_id, (Role.SUPERADMIN, Role.DOCTOR)):
+            raise Forbidden(("patientId",))
+        await visible_patient(session, actor=actor, patient_id=patient_id)
+    instant = await now(session)
+    if until <= instant:
+        raise Invalid(("until",), ru="Бронь должна заканчиваться в будущем.", en="A reservation ends in the future.")
+    if until - instant > LONGEST_RESERVATION:
+        raise Invalid(("until",), ru="Бронь — не дольше 30 дней.", en="A reservation lasts at most 30 days.")
+    await refuse_occupied(session, bed, since=instant, patient_id=patient_id)
+    await refuse_reserved(session, bed, patient_id=patient_id)
+    await refuse_unusable(session, bed, patient_id=patient_id)
+    lapsed = await session.scalar(
+        text(
+            "UPDATE reservation SET ended_at = until, outcome = 'LAPSED' "
+            "WHERE bed_id = :bed AND ended_at IS NULL RETURNING id"
+        ),
+        {"bed": bed_id},
+    )
+    reservation = Reservation(
+        bed_id=bed_id,
+        dispensary_id=bed.dispensary_id,
+        patient_id=patient_id,
+        reserved_by_id=actor.account_id,
+        reserved_at=instant,
+        until=until,
+    )
+    session.add(reservation)
+    try:
+        await session.flush()
+    except IntegrityError as error:
+        if constraint_name(error) == "uq_reservation_open_bed":
+            raise BedReserved(("bedId",), bed_id=bed_id) from error
+        raise
+    access_log.record(
+        session,
+        actor,
+        "bed_reserve",
+        "Reservation",
+        reservation.id,
+        patient_id=patient_id,
+        dispensary_id=bed.dispensary_id,
+    )
+    earlier = [(bed_id, BedChange.RESERVATION_LAPSED)] if lapsed else []
+    await publish_beds(session, bed.dispensary_id, *earlier, (bed_id, BedChange.RESERVED))
+    return reservation
+
+
+async def release_reservation(session: AsyncSession, *, actor: Actor, reservation_id: int) -> Reservation:
+    """The bed is not kept any more. Raises `NotFound`, `ReservationEnded`."""
+    bed_id = await session.scalar(
+        text("SELECT bed_id FROM reservation WHERE id = :id"), {"id": reservation_id}
+    )
+    bed = await session.get(Bed, bed_id, with_for_update=True) if bed_id is not None else None
+    if bed is None or not actor.works_in(bed.dispensary_id, WHO_RESERVES):
+        raise NotFound(("id",))
+    reservation = await session.get(Reservation, reservation_id, with_for_update=True)
+    assert reservation is not None
+    instant = await now(session)
+    if reservation.ended_at is not None or reservation.until <= instant:
+        raise ReservationEnded(("id",))
+    reservation.ended_at = instant
+    reservation.outcome = ReservationOutcome.RELEASED
+    await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.RESERVATION_RELEASED))
+    return reservation
+
+
+_LAPSE = text(
+    """
+    WITH due AS (
+        SELECT id FROM reservation WHERE ended_at IS NULL AND until <= clock_timestamp()
+        ORDER BY dispensary_id, bed_id LIMIT 500 FOR UPDATE SKIP LOCKED
+    )
+    UPDATE reservation r SET ended_at = r.until, outcome = 'LAPSED' FROM due WHERE r.id = due.id
+    RETURNING r.dispensary_id, r.bed_id
+    """
+)
+
+
+async def lapse_reservations(session: AsyncSession) -> int:
+    """Reservations whose time has run out are ended, and their feeds told; how many there were.
+
+    Several processes may call it at once: each takes what the others have not.
+    """
+    lapsed: dict[int, list[int]] = {}
+    for dispensary_id, bed_id in (await session.execute(_LAPSE)).all():
+        lapsed.setdefault(dispensary_id, []).append(bed_id)
+    for dispensary_id in sorted(lapsed):
+        await publish_beds(
+            session, dispensary_id, *((bed, BedChange.RESERVATION_LAPSED) for bed in lapsed[dispensary_id])
+        )
+    return sum(map(len, lapsed.values()))
+
+
+async def archive(
+    session: AsyncSession, table: type[Dispensary] | type[Room] | type[Bed], *, actor: Actor, key: int, version: int
+) -> None:
+    """The dispensary, room or bed is archived, with all that is in it.
+
+    Raises `NotFound`, `VersionConflict`, `HasOpenStays`, `BedReserved`.
+    """
+    column = {Dispensary: "dispensary_id", Room: "room_id", Bed: "id"}[table]
+    # Beds first, as everywhere, so that nobody is checked in meanwhile.
+    beds = list(
+        await session.scalars(
+            text(f"SELECT id FROM bed WHERE {column} = :key AND archived_at IS NULL ORDER BY id FOR UPDATE"),
+            {"key": key},
+        )
+    )
+    row = await locked(session, table, key, actor=actor, version=version)
+    taken = await session.scalar(
+        text("SELECT count(*) FROM bed_assignment WHERE bed_id = ANY(:beds) AND ended_at IS NULL"), {"beds": beds}
+    )
+    if taken:
+        raise HasOpenStays(("id",), open_stays=taken)
+    kept = (
+        await session.execute(
+            text(
+                "SELECT bed_id, until FROM reservation WHERE bed_id = ANY(:beds) AND ended_at IS NULL "
+                "AND until > clock_timestamp() ORDER BY until LIMIT 1"
+            ),
+            {"beds": beds},
+        )
+    ).one_or_none()
+    if kept is not None:
+        raise BedReserved(("id",), bed_id=kept[0], reserved_until=kept[1], alternative_ids=[])
+    if row.archived_at is not None:
+        return
+    instant = await now(session)
+    row.archived_at = instant
+    row.version += 1
+    await session.flush()
+    inside = {"key": key, "at": instant}
+    if table is not Bed:
+        await session.execute(
+            text(f"UPDATE bed SET archived_at = :at, version = version + 1 WHERE {column} = :key AND archived_at IS NULL"),
+            inside,
+        )
+    if table is Dispensary:
+        await session.execute(
+            text(
+                "UPDATE room SET archived_at = :at, version = version + 1 "
+                "WHERE dispensary_id = :key AND archived_at IS NULL"
+            ),
+            inside,
+        )
+    if beds:
+        dispensary_id = row.id if isinstance(row, Dispensary) else row.dispensary_id
+        await publish_beds(session, dispensary_id, *((bed, BedChange.ARCHIVED) for bed in beds))
+
+

@@ -1,0 +1,190 @@
+"""The rules about beds and patients that both operations and the graph ask, as SQL, each in one place."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from ekoyka import feed
+from ekoyka.columns import natural
+
+
+class BedStatus(StrEnum):
+    """Occupancy and service state of a bed in one word; derived, never stored."""
+
+    FREE = "FREE"
+    OCCUPIED = "OCCUPIED"
+    RESERVED = "RESERVED"
+    CLEANING = "CLEANING"
+    CONTAMINATED = "CONTAMINATED"
+    ISOLATED = "ISOLATED"
+    CLOSED = "CLOSED"
+
+
+class BedChange(StrEnum):
+    """What happened to a bed."""
+
+    CHECKED_IN = "CHECKED_IN"
+    CHECKED_OUT = "CHECKED_OUT"
+    TRANSFERRED_IN = "TRANSFERRED_IN"
+    TRANSFERRED_OUT = "TRANSFERRED_OUT"
+    RESERVED = "RESERVED"
+    RESERVATION_RELEASED = "RESERVATION_RELEASED"
+    RESERVATION_LAPSED = "RESERVATION_LAPSED"
+    SERVICE_STATE_CHANGED = "SERVICE_STATE_CHANGED"
+    CREATED = "CREATED"
+    DELETED = "DELETED"
+    ARCHIVED = "ARCHIVED"
+    CORRECTED = "CORRECTED"
+
+
+class BedObstacle(StrEnum):
+    """Why a bed does not suit a patient."""
+
+    OCCUPIED = "OCCUPIED"
+    RESERVED = "RESERVED"
+    CLEANING = "CLEANING"
+    CONTAMINATED = "CONTAMINATED"
+    ISOLATED = "ISOLATED"
+    CLOSED = "CLOSED"
+    ROOM_SEX = "ROOM_SEX"
+    ISOLATION_NEEDED = "ISOLATION_NEEDED"
+    ISOLATION_ROOM = "ISOLATION_ROOM"
+    STAFFED_LIMIT = "STAFFED_LIMIT"
+
+
+def bed_status(bed: str) -> str:
+    """SQL of a bed row's `BedStatus`."""
+    return (
+        f"CASE WHEN EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = {bed}.id AND a.ended_at IS NULL)"
+        f" THEN 'OCCUPIED' WHEN EXISTS (SELECT FROM reservation r WHERE r.bed_id = {bed}.id"
+        " AND r.ended_at IS NULL AND r.until > now()) THEN 'RESERVED'"
+        f" WHEN {bed}.service_state = 'IN_SERVICE' THEN 'FREE' ELSE {bed}.service_state END"
+    )
+
+
+def patient_in_dispensaries(patient: str, ids: str) -> str:
+    """SQL of whether a patient row is known in one of the dispensaries: registered, staying, or expected there."""
+    return (
+        f"({patient}.dispensary_id = ANY({ids})"
+        f" OR EXISTS (SELECT FROM stay k WHERE k.patient_id = {patient}.id AND k.dispensary_id = ANY({ids}))"
+        f" OR EXISTS (SELECT FROM reservation k WHERE k.patient_id = {patient}.id"
+        f" AND k.dispensary_id = ANY({ids}) AND k.ended_at IS NULL))"
+    )
+
+
+def bed_options(patient: str, dispensary: str) -> str:
+    """A SELECT of the dispensary's beds for the patient, given SQL of both ids.
+
+    Columns: bed_id, suits, obstacles (text[], in the order of `BedObstacle`), place. Best first: kept for
+    this patient; isolation rooms for who needs them; rooms of the patient's own sex before those for
+    anyone; rooms with company before empty ones; then by room and label.
+    """
+    return f"""(
+        SELECT o.bed_id, o.obstacles = '{{}}' AS suits, o.obstacles, row_number() OVER (
+            ORDER BY cardinality(o.obstacles), o.kept DESC, o.for_anyone, o.company DESC,
+                o.room_key, o.label_key, o.bed_id
+        )::int AS place
+        FROM (
+            SELECT b.id AS bed_id, kept, r.sex = 'ANY' AS for_anyone,
+                {natural("r.number")} AS room_key, {natural("b.label")} AS label_key,
+                (SELECT count(*) FROM bed n JOIN bed_assignment a ON a.bed_id = n.id AND a.ended_at IS NULL
+                    WHERE n.room_id = r.id) AS company,
+                array_remove(ARRAY[
+                    CASE WHEN s.status <> 'FREE' AND NOT (s.status = 'RESERVED' AND kept) THEN s.status END,
+                    CASE WHEN r.sex NOT IN ('ANY', p.sex) THEN 'ROOM_SEX' END,
+                    CASE WHEN p.needs_isolation AND NOT r.isolation THEN 'ISOLATION_NEEDED' END,
+                    CASE WHEN r.isolation AND NOT p.needs_isolation THEN 'ISOLATION_ROOM' END,
+                    CASE WHEN d.staffed_beds <= t.taken THEN 'STAFFED_LIMIT' END
+                ], NULL) AS obstacles
+            FROM dispensary d
+            JOIN patient p ON p.id = {patient}
+            CROSS JOIN LATERAL (SELECT count(*) AS taken FROM bed_assignment a
+                WHERE a.dispensary_id = d.id AND a.ended_at IS NULL) t
+            JOIN bed b ON b.dispensary_id = d.id AND b.archived_at IS NULL
+            JOIN room r ON r.id = b.room_id
+            CROSS JOIN LATERAL (SELECT {bed_status("b")} AS status) s
+            CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM reservation v WHERE v.bed_id = b.id
+                AND v.patient_id = p.id AND v.ended_at IS NULL AND v.until > now()) AS kept) k
+            WHERE d.id = {dispensary}
+        ) o
+    )"""
+
+
+_ALTERNATIVES = text(
+    f"SELECT bed_id FROM {bed_options('CAST(:patient AS bigint)', 'CAST(:dispensary AS bigint)')} x "
+    "WHERE suits AND bed_id <> :besides ORDER BY place LIMIT 3"
+)
+
+
+async def alternatives(
+    session: AsyncSession, *, patient_id: int | None, dispensary_id: int, besides: int
+) -> list[int]:
+    """Up to three beds that suit the patient instead, best first; none where nobody is named."""
+    if patient_id is None:
+        return []
+    found = await session.scalars(
+        _ALTERNATIVES, {"patient": patient_id, "dispensary": dispensary_id, "besides": besides}
+    )
+    return list(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Collision:
+    """A use of a bed that stands in the way."""
+
+    started_at: datetime
+    ended_at: datetime | None
+    expected_end_on: date | None
+
+
+_COLLISION = text(
+    """
+    SELECT a.started_at, a.ended_at, s.planned_check_out_on
+    FROM bed_assignment a JOIN stay s ON s.id = a.stay_id
+    WHERE a.bed_id = :bed AND a.stay_id IS DISTINCT FROM CAST(:besides AS bigint)
+        AND tstzrange(a.started_at, a.ended_at) && tstzrange(CAST(:since AS timestamptz), CAST(:until AS timestamptz))
+    ORDER BY a.ended_at IS NULL DESC, a.started_at LIMIT 1
+    """
+)
+
+
+async def collision(
+    session: AsyncSession,
+    *,
+    bed_id: int,
+    since: datetime,
+    until: datetime | None = None,
+    besides_stay: int | None = None,
+) -> Collision | None:
+    """The assignment of the bed that overlaps the interval; the open one if it is among them."""
+    row = (
+        await session.execute(
+            _COLLISION, {"bed": bed_id, "since": since, "until": until, "besides": besides_stay}
+        )
+    ).one_or_none()
+    return Collision(row[0], row[1], row[2]) if row else None
+
+
+_STATUSES = text(f"SELECT b.id, {bed_status('b')} FROM bed b WHERE b.id = ANY(:beds)")
+
+
+async def publish_beds(
+    session: AsyncSession, dispensary_id: int, *changes: tuple[int, BedChange]
+) -> None:
+    """The dispensary's feed tells of the beds' changes, each with the status it leads to. Call it last."""
+    await session.flush()
+    found = await session.execute(_STATUSES, {"beds": [bed for bed, _ in changes]})
+    statuses = {row[0]: row[1] for row in found}
+    await feed.publish(
+        session,
+        beds_topic(dispensary_id),
+        *({"bed": bed, "change": change.value, "status": statuses.get(bed)} for bed, change in changes),
+    )
+
+
+def beds_topic(dispensary_id: int) -> str:
+    """The topic of a dispensary's beds."""
+    return f"beds:{dispensary_id}"

@@ -1,0 +1,537 @@
+"""Check in, transfer, check out, and editing and correcting stays.
+
+Locks are always taken in this order: beds by id, then the patient, then the stay, then the feed's topic. So
+a burst on one bed queues up on its row and each in turn sees what the one before it wrote; the constraints
+stand behind it, whatever the code does.
+"""
+
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from ekoyka.database import constraint_name
+from ekoyka.errors import Conflict, Invalid, NotFound, VersionConflict
+from ekoyka.facilities.tables import Bed, Dispensary, Room, RoomSex, ServiceState
+from ekoyka.identity import access_log
+from ekoyka.identity.actors import Actor
+from ekoyka.identity.tables import Role
+from ekoyka.inpatient.availability import (
+    BedOccupied,
+    BedReserved,
+    checked_reason,
+    now,
+    open_reservation,
+    refuse_occupied,
+    refuse_unusable,
+    visible_patient,
+)
+from ekoyka.inpatient.queries import BedChange, alternatives, collision, publish_beds
+from ekoyka.inpatient.tables import BedAssignment, Outcome, Patient, ReservationOutcome, Stay, StayPlan, StayRevision
+from ekoyka.validation import changed, validated
+
+CLINICIANS = (Role.SUPERADMIN, Role.DOCTOR)
+
+
+class RoomSexMismatch(Conflict):
+    """The room does not take patients of this sex."""
+
+    code = "ROOM_SEX_MISMATCH"
+    ru = "Палата не для пациентов этого пола: выберите одну из предложенных коек."
+    en = "The room does not take patients of this sex: choose one of the beds suggested."
+
+
+class PatientAlreadyAdmitted(Conflict):
+    """The patient stays somewhere at that time; where is told only to whoever may know."""
+
+    code = "PATIENT_ALREADY_ADMITTED"
+    ru = "Пациент уже госпитализирован на это время: сначала завершите ту госпитализацию."
+    en = "The patient is admitted already at that time: end that stay first."
+
+
+class PatientIsArchived(Conflict):
+    """The patient's record is archived."""
+
+    code = "PATIENT_ARCHIVED"
+    ru = "Карта пациента в архиве: сначала верните её."
+    en = "The patient's record is archived: bring it back first."
+
+
+class StayAlreadyEnded(Conflict):
+    """The stay is over."""
+
+    code = "STAY_ALREADY_ENDED"
+    ru = "Госпитализация уже завершена."
+    en = "The stay has ended already."
+
+
+class CheckOutBeforeCheckIn(Conflict):
+    """The instant lies before the stay, or its present bed, began."""
+
+    code = "CHECK_OUT_BEFORE_CHECK_IN"
+    ru = "Это раньше, чем началось пребывание: проверьте время."
+    en = "This is before the stay began: check the time."
+
+
+class InFuture(Conflict):
+    """The instant is in the future; what has not happened is not recorded."""
+
+    code = "IN_FUTURE"
+    ru = "Это время ещё не наступило."
+    en = "This time has not come yet."
+
+
+class SameBed(Conflict):
+    """The patient lies in this bed already."""
+
+    code = "SAME_BED"
+    ru = "Пациент уже лежит на этой койке."
+    en = "The patient lies in this bed already."
+
+
+class NotADoctorThere(Conflict):
+    """The attending doctor does not work in the dispensary."""
+
+    code = "NOT_A_DOCTOR_THERE"
+    ru = "Этот человек не работает врачом в диспансере."
+    en = "This person is not a doctor of the dispensary."
+
+
+async def _locked_beds(session: AsyncSession, *keys: int) -> dict[int, Bed]:
+    """The beds, locked in the order of their ids."""
+    beds = {}
+    for key in sorted(set(keys)):
+        bed = await session.get(Bed, key, with_for_update=True, populate_existing=True)
+        if bed is not None:
+            beds[key] = bed
+    return beds
+
+
+async def _refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> None:
+    room = await session.get(Room, bed.room_id)
+    assert room is not None
+    if room.sex not in (RoomSex.ANY, patient.sex):
+        raise RoomSexMismatch(
+            ("bedId",),
+            bed_id=bed.id,
+            room_id=room.id,
+            alternative_ids=await alternatives(
+                session, patient_id=patient.id, dispensary_id=bed.dispensary_id, besides=bed.id
+            ),
+        )
+
+
+async def _take_reservation(session: AsyncSession, bed: Bed, patient: Patient, reservation_id: int | None) -> None:
+    """A reservation for the patient, or the one that the actor names, is fulfilled; another stands in the way."""
+    kept = await open_reservation(session, bed.id)
+    if kept is None:
+        return
+    if kept.patient_id != patient.id and not (kept.patient_id is None and kept.id == reservation_id):
+        raise BedReserved(
+            ("bedId",),
+            bed_id=bed.id,
+            reserved_until=kept.until,
+            alternative_ids=await alternatives(
+                session, patient_id=patient.id, dispensary_id=bed.dispensary_id, besides=bed.id
+            ),
+        )
+    kept.ended_at = await now(session)
+    kept.outcome = ReservationOutcome.FULFILLED
+
+
+async def _refuse_admitted(
+    session: AsyncSession,
+    *,
+    actor: Actor,
+    patient_id: int,
+    since: datetime,
+    until: datetime | None = None,
+    besides: int | None = None,
+) -> None:
+    row = (
+        await session.execute(
+            text(
+                "SELECT id, dispensary_id, checked_in_at, checked_out_at FROM stay WHERE patient_id = :patient "
+                "AND id IS DISTINCT FROM CAST(:besides AS bigint) "
+                "AND tstzrange(checked_in_at, checked_out_at) && "
+                "tstzrange(CAST(:since AS timestamptz), CAST(:until AS timestamptz)) "
+                "ORDER BY checked_out_at IS NULL DESC, checked_in_at LIMIT 1"
+            ),
+            {"patient": patient_id, "since": since, "until": until, "besides": besides},
+        )
+    ).one_or_none()
+    if row is not None:
+        may_know = actor.works_in(row.dispensary_id, CLINICIANS)
+        raise PatientAlreadyAdmitted(
+            ("patientId",),
+            patient_id=patient_id,
+            stay_id=row.id if may_know else None,
+            since=row.checked_in_at if may_know else None,
+            until=row.checked_out_at if may_know else None,
+        )
+
+
+async def _refuse_doctor(session: AsyncSession, dispensary_id: int, account_id: int | None) -> None:
+    if account_id is not None and not await session.scalar(
+        text(
+            "SELECT true FROM role_grant WHERE account_id = :account AND role = 'DOCTOR' AND dispensary_id = :dispensary"
+        ),
+        {"account": account_id, "dispensary": dispensary_id},
+    ):
+        raise NotADoctorThere(("attendingDoctorId",))
+
+
+async def _flush(session: AsyncSession) -> None:
+    """Flushes; what the locks should have kept away is refused by the constraints all the same."""
+    try:
+        await session.flush()
+    except IntegrityError as error:
+        match constraint_name(error):
+            case "uq_bed_assignment_open_bed" | "ex_bed_assignment_bed_overlap":
+                raise BedOccupied(("bedId",)) from error
+            case "uq_stay_open_patient" | "ex_stay_patient_overlap":
+                raise PatientAlreadyAdmitted(("patientId",)) from error
+            case "ck_stay_interval" | "ck_bed_assignment_interval":
+                raise CheckOutBeforeCheckIn(("at",)) from error
+            case _:
+                raise
+
+
+async def check_in(
+    session: AsyncSession,
+    *,
+    actor: Actor,
+    patient_id: int,
+    bed_id: int,
+    at: datetime | None = None,
+    plan: dict[str, Any] | None = None,
+    attending_doctor_id: int | None = None,
+    reservation_id: int | None = None,
+    source_key: str | None = None,
+) -> Stay:
+    """The patient lies in the bed from ``at`` (by default now) on.
+
+    A reservation for the patient, or the one named, is fulfilled. Raises `NotFound`, `InFuture`,
+    `PatientIsArchived`, `PatientAlreadyAdmitted`, `BedOccupied`, `BedReserved`, `BedClosed`, `BedNotReady`,
+    `RoomSexMismatch`, `NotADoctorThere`, `Invalid`.
+    """
+    details = validated(StayPlan, plan or {})
+    bed = (await _locked_beds(session, bed_id)).get(bed_id)
+    if bed is None or bed.archived_at is not None or not actor.works_in(bed.dispensary_id, CLINICIANS):
+        raise NotFound(("bedId",))
+    patient = await visible_patient(session, actor=actor, patient_id=patient_id)
+    instant = await now(session)
+    if at is not None and at > instant:
+        raise InFuture(("checkedInAt",), now=instant)
+    since = at or instant
+    if patient.archived_at is not None:
+        raise PatientIsArchived(("patientId",), patient_id=patient.id)
+    await _refuse_admitted(session, actor=actor, patient_id=patient.id, since=since)
+    await refuse_occupied(session, bed, since=since, patient_id=patient.id)
+    await _take_reservation(session, bed, patient, reservation_id)
+    await refuse_unusable(session, bed, patient_id=patient.id)
+    await _refuse_room(session, bed, patient)
+    await _refuse_doctor(session, bed.dispensary_id, attending_doctor_id)
+    stay = Stay(
+        patient_id=patient.id,
+        dispensary_id=bed.dispensary_id,
+        checked_in_at=since,
+        attending_doctor_id=attending_doctor_id,
+        source_key=source_key,
+        **details.model_dump(),
+    )
+    session.add(stay)
+    await _flush(session)
+    session.add(
+        BedAssignment(stay_id=stay.id, bed_id=bed.id, dispensary_id=bed.dispensary_id, started_at=since)
+    )
+    await _flush(session)
+    _record(session, actor, "stay_check_in", stay)
+    await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.CHECKED_IN))
+    return stay
+
+
+def _record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason: str | None = None) -> None:
+    access_log.record(
+        session,
+        actor,
+        action,
+        "Stay",
+        stay.id,
+        patient_id=stay.patient_id,
+        dispensary_id=stay.dispensary_id,
+        reason=reason,
+    )
+
+
+_BED_OF = text(
+    "SELECT a.bed_id FROM bed_assignment a WHERE a.stay_id = :stay ORDER BY a.started_at DESC, a.id DESC LIMIT 1"
+)
+
+
+async def _locked_stay(
+    session: AsyncSession, *, actor: Actor, stay_id: int, version: int, beds: tuple[int, ...] = ()
+) -> tuple[Stay, BedAssignment, dict[int, Bed]]:
+    """The stay, its last assignment, and its bed with the other beds, all locked in order.
+
+    Raises `NotFound`, `VersionConflict` (which a transfer in the meantime is).
+    """
+    last_bed = await session.scalar(_BED_OF, {"stay": stay_id})
+    locked = await _locked_beds(session, *beds, *([last_bed] if last_bed is not None else []))
+    stay = await session.get(Stay, stay_id, with_for_update=True, populate_existing=True)
+    if stay is None or not actor.works_in(stay.dispensary_id, CLINICIANS):
+        raise NotFound(("id",))
+    if stay.version != version or await session.scalar(_BED_OF, {"stay": stay_id}) != last_bed:
+        raise VersionConflict(
+            ("version",), object_type="Stay", object_id=stay_id, current_version=stay.version
+        )
+    key = await session.scalar(
+        text("SELECT id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at DESC, id DESC LIMIT 1"),
+        {"stay": stay_id},
+    )
+    assignment = await session.get(BedAssignment, key)
+    assert assignment is not None
+    return stay, assignment, locked
+
+
+async def _ending(
+    session: AsyncSession, stay: Stay, assignment: BedAssignment, at: datetime | None
+) -> datetime:
+    """The instant at which the present assignment ends."""
+    if stay.checked_out_at is not None:
+        raise StayAlreadyEnded(("id",), stay_id=stay.id, ended_at=stay.checked_out_at)
+    instant = await now(session)
+    if at is not None and at > instant:
+        raise InFuture(("at",), now=instant)
+    end = at or instant
+    if end < assignment.started_at:
+        raise CheckOutBeforeCheckIn(("at",), stay_id=stay.id, checked_in_at=assignment.started_at)
+    return end
+
+
+async def transfer(
+    session: AsyncSession,
+    *,
+    actor: Actor,
+    stay_id: int,
+    version: int,
+    bed_id: int,
+    at: datetime | None = None,
+    reservation_id: int | None = None,
+) -> Stay:
+    """The patient lies in the other bed from ``at`` (by default now) on, and in the former one until then.
+
+    Raises as `check_in` does, and `VersionConflict`, `StayAlreadyEnded`, `SameBed`, `CheckOutBeforeCheckIn`.
+    """
+    stay, assignment, beds = await _locked_stay(
+        session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,)
+    )
+    bed = beds.get(bed_id)
+    if bed is None or bed.archived_at is not None or bed.dispensary_id != stay.dispensary_id:
+        raise NotFound(("bedId",))
+    patient = await session.get(Patient, stay.patient_id, with_for_update=True)
+    assert patient is not None
+    end = await _ending(session, stay, assignment, at)
+    if assignment.bed_id == bed_id:
+        raise SameBed(("bedId",), bed_id=bed_id)
+    await refuse_occupied(session, bed, since=end, patient_id=patient.id)
+    await _take_reservation(session, bed, patient, reservation_id)
+    await refuse_unusable(session, bed, patient_id=patient.id)
+    await _refuse_room(session, bed, patient)
+    assignment.ended_at = end
+    await _flush(session)
+    session.add(
+        BedAssignment(stay_id=stay.id, bed_id=bed.id, dispensary_id=bed.dispensary_id, started_at=end)
+    )
+    stay.version += 1
+    await _leave(session, beds[assignment.bed_id])
+    await _flush(session)
+    _record(session, actor, "stay_transfer", stay)
+    await publish_beds(
+        session,
+        stay.dispensary_id,
+        (assignment.bed_id, BedChange.TRANSFERRED_OUT),
+        (bed.id, BedChange.TRANSFERRED_IN),
+    )
+    return stay
+
+
+async def _leave(session: AsyncSession, bed: Bed) -> None:
+    """The bed goes to cleaning, where the dispensary wishes it so."""
+    dispensary = await session.get(Dispensary, bed.dispensary_id)
+    assert dispensary is not None
+    if dispensary.cleaning_after_check_out and bed.service_state == ServiceState.IN_SERVICE:
+        bed.service_state = ServiceState.CLEANING
+        bed.version += 1
+
+
+async def check_out(
+    session: AsyncSession,
+    *,
+    actor: Actor,
+    stay_id: int,
+    version: int,
+    outcome: Outcome,
+    at: datetime | None = None,
+) -> Stay:
+    """The patient has left, at ``at`` (by default now), and the bed is theirs no more.
+
+    Raises `NotFound`, `VersionConflict`, `StayAlreadyEnded`, `InFuture`, `CheckOutBeforeCheckIn`.
+    """
+    stay, assignment, beds = await _locked_stay(session, actor=actor, stay_id=stay_id, version=version)
+    end = await _ending(session, stay, assignment, at)
+    assignment.ended_at = end
+    stay.checked_out_at = end
+    stay.outcome = outcome.value
+    stay.version += 1
+    await _leave(session, beds[assignment.bed_id])
+    await _flush(session)
+    _record(session, actor, "stay_check_out", stay)
+    await publish_beds(session, stay.dispensary_id, (assignment.bed_id, BedChange.CHECKED_OUT))
+    return stay
+
+
+async def update_stay(
+    session: AsyncSession, *, actor: Actor, stay_id: int, version: int, changes: dict[str, Any]
+) -> Stay:
+    """The stay's plan, diagnosis, alias or attending doctor are as changed.
+
+    Raises `NotFound`, `VersionConflict`, `NotADoctorThere`, `Invalid`.
+    """
+    stay = await session.get(Stay, stay_id, with_for_update=True, populate_existing=True)
+    if stay is None or not actor.works_in(stay.dispensary_id, CLINICIANS):
+        raise NotFound(("id",))
+    if stay.version != version:
+        raise VersionConflict(
+            ("version",), object_type="Stay", object_id=stay_id, current_version=stay.version
+        )
+    if "attending_doctor_id" in changes:
+        await _refuse_doctor(session, stay.dispensary_id, changes["attending_doctor_id"])
+        stay.attending_doctor_id = changes["attending_doctor_id"]
+    plan = {name: value for name, value in changes.items() if name != "attending_doctor_id"}
+    details = changed(stay, StayPlan, plan)
+    if "planned_check_out_on" in plan:
+        await _refuse_plan(session, stay, details.planned_check_out_on)
+    for name, value in details.model_dump().items():
+        setattr(stay, name, value)
+    stay.version += 1
+    await session.flush()
+    _record(session, actor, "stay_update", stay)
+    return stay
+
+
+async def _refuse_plan(session: AsyncSession, stay: Stay, planned: date | None) -> None:
+    if planned is None:
+        return
+    first_day = await session.scalar(
+        text(
+            "SELECT (CAST(:at AS timestamptz) AT TIME ZONE time_zone)::date FROM dispensary WHERE id = :dispensary"
+        ),
+        {"at": stay.checked_in_at, "dispensary": stay.dispensary_id},
+    )
+    assert first_day is not None
+    if planned < first_day:
+        raise Invalid(
+            ("plannedCheckOutOn",),
+            ru="Планируемая выписка раньше поступления.",
+            en="The planned check-out is before the check-in.",
+        )
+
+
+async def correct(
+    session: AsyncSession,
+    *,
+    actor: Actor,
+    stay_id: int,
+    version: int,
+    reason: str,
+    checked_in_at: datetime | None = None,
+    checked_out_at: datetime | None = None,
+    outcome: Outcome | None = None,
+    bed_id: int | None = None,
+) -> Stay:
+    """The stay says what really happened; what it said before is kept, with the reason.
+
+    ``checked_in_at`` moves the beginning of its first bed, ``checked_out_at`` the end of its last, and
+    ``bed_id`` says which bed the last one really was. Raises `NotFound`, `VersionConflict`, `InFuture`,
+    `CheckOutBeforeCheckIn`, `BedOccupied`, `PatientAlreadyAdmitted`, `RoomSexMismatch`, `Invalid`.
+    """
+    why = checked_reason(reason)
+    stay, last, beds = await _locked_stay(
+        session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,) if bed_id is not None else ()
+    )
+    instant = await now(session)
+    for name, at in (("checkedInAt", checked_in_at), ("checkedOutAt", checked_out_at)):
+        if at is not None and at > instant:
+            raise InFuture((name,), now=instant)
+    if (checked_out_at is not None or outcome is not None) and stay.checked_out_at is None:
+        raise Invalid(
+            ("checkedOutAt",), ru="Пациент ещё не выписан: выпишите его.", en="The stay is open: check the patient out."
+        )
+    begins, ends = checked_in_at or stay.checked_in_at, checked_out_at or stay.checked_out_at
+    if ends is not None and ends < begins:
+        raise CheckOutBeforeCheckIn(("checkedOutAt",), stay_id=stay.id, checked_in_at=begins)
+    await _refuse_admitted(
+        session, actor=actor, patient_id=stay.patient_id, since=begins, until=ends, besides=stay.id
+    )
+    former_bed = last.bed_id
+    first_key = await session.scalar(
+        text("SELECT id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at, id LIMIT 1"),
+        {"stay": stay.id},
+    )
+    first = await session.get(BedAssignment, first_key)
+    assert first is not None
+    session.add(
+        StayRevision(
+            stay_id=stay.id,
+            revised_by_id=actor.account_id,
+            reason=why,
+            former={
+                "checked_in_at": stay.checked_in_at.isoformat(),
+                "checked_out_at": stay.checked_out_at.isoformat() if stay.checked_out_at else None,
+                "outcome": stay.outcome,
+                "bed_id": former_bed,
+            },
+        )
+    )
+    if bed_id is not None and bed_id != last.bed_id:
+        bed = beds.get(bed_id)
+        if bed is None or bed.dispensary_id != stay.dispensary_id:
+            raise NotFound(("bedId",))
+        patient = await session.get(Patient, stay.patient_id)
+        assert patient is not None
+        await _refuse_room(session, bed, patient)
+        last.bed_id = bed_id
+    stay.checked_in_at = first.started_at = begins
+    if ends is not None:
+        stay.checked_out_at = last.ended_at = ends
+    if outcome is not None:
+        stay.outcome = outcome.value
+    for assignment in {first.id: first, last.id: last}.values():
+        if assignment.ended_at is not None and assignment.ended_at < assignment.started_at:
+            raise CheckOutBeforeCheckIn(("checkedInAt",), stay_id=stay.id, checked_in_at=assignment.started_at)
+        with session.no_autoflush:
+            inside = await collision(
+                session,
+                bed_id=assignment.bed_id,
+                since=assignment.started_at,
+                until=assignment.ended_at,
+                besides_stay=stay.id,
+            )
+        if inside is not None:
+            raise BedOccupied(
+                ("bedId",),
+                bed_id=assignment.bed_id,
+                occupied_since=inside.started_at,
+                occupied_until=inside.ended_at,
+                expected_end_on=inside.expected_end_on,
+                alternative_ids=[],
+            )
+    stay.version += 1
+    await _flush(session)
+    _record(session, actor, "stay_correct", stay, why)
+    touched = sorted({former_bed, last.bed_id})
+    await publish_beds(session, stay.dispensary_id, *((bed, BedChange.CORRECTED) for bed in touched))
+    return stay
