@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ekoyka.api.permissions import ANYONE, CLINICAL, CLINICAL_OR_OWN, clinicians_and_patient
+from ekoyka.certificates.downloads import name_sql
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
 
@@ -68,6 +69,14 @@ class Certificate:
     neutral_header: bool = graph.column("Whether it bears the dispensary's neutral name.")
     sha256: str | None = graph.column("SHA-256 of the PDF, in hexadecimal; null until it has been made.")
     verification_code: str = graph.column("The code that verifies it; printed on it.")
+    download_url: str = graph.expression(
+        lambda row, names: (
+            f"{names.actor('base_url')} || '/certificates/' || "
+            + name_sql(f"{row}.id", names.actor("download_ttl_s"), names.actor("pad_in"), names.actor("pad_out"))
+            + " || '.pdf'"
+        ),
+        "Where the PDF can be fetched during the next minutes, by whoever has the address.",
+    )
     annulled_at: DateTime | None = graph.column("Since when it is annulled.")
     annulment_reason: str | None = graph.column("Why it was annulled.", roles=CLINICAL)
     version: int = graph.column("Grows with every change; updates pass the one they read.")

@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
+from ekoyka.certificates.downloads import pads
 from ekoyka.certificates.render import Renderer
 from ekoyka.database import Database
 from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.declare import ANONYMOUS, TYPES
-from ekoyka.graph.execution import ReadContext
+from ekoyka.graph.execution import ActorGone, ReadContext
 from ekoyka.graph.plan import Planner
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard
 from ekoyka.settings import Settings
 
-_VALUES = {"account": "bigint", "version": "int", "doctor_of": "bigint[]", "dispatcher_of": "bigint[]"}
+_VALUES = {
+    "account": "bigint",
+    "version": "int",
+    "doctor_of": "bigint[]",
+    "dispatcher_of": "bigint[]",
+    "base_url": "text",
+    "download_ttl_s": "int",
+    "pad_in": "bytea",
+    "pad_out": "bytea",
+}
+_ANONYMOUS = ActorShape(frozenset({ANONYMOUS}), _VALUES, None)
 
 
 def _guard(value: Callable[[str], str]) -> str:
     return guard(value("account"), value("version"))
 
 
-def actor_shape(actor: Actor | None) -> ActorShape:
-    """What of an actor changes a plan: the kinds of roles held."""
-    if actor is None:
-        return ActorShape(frozenset({ANONYMOUS}), _VALUES, None)
-    return ActorShape(frozenset(role.value for role in actor.roles), _VALUES, _guard)
-
-
-def actor_values(actor: Actor | None) -> Mapping[str, Any]:
-    """What of an actor is bound when a statement runs."""
-    if actor is None:
-        return {"account": None, "version": None, "doctor_of": [], "dispatcher_of": []}
-    return {
-        "account": actor.account_id,
-        "version": actor.auth_version,
-        "doctor_of": sorted(actor.doctor_of),
-        "dispatcher_of": sorted(actor.dispatcher_of),
-    }
+class OutOfSight(Exception):
+    """The row that an answer was to show is not the actor's to see."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,14 @@ class Services:
     planner: Planner
     hasher: PasswordHasher
     tokens: Tokens
+    download_keys: tuple[bytes, ...]
     renderer: Renderer
     feed: Feed
+
+    @property
+    def download_pads(self) -> tuple[bytes, bytes]:
+        """What PostgreSQL signs download addresses with."""
+        return pads(self.download_keys[0])
 
 
 class Run(ReadContext):
@@ -74,6 +76,18 @@ class Run(ReadContext):
         self.language = language
         self.compiled = compiled
         self.connection_params: dict[str, Any] | None = None
+        # What a mutation leaves to be done once its transaction is committed.
+        self.after_commit: list[Callable[[], Awaitable[None]]] = []
+
+    def for_operation(self) -> Self:
+        own = super().for_operation()
+        own.after_commit = []
+        return own
+
+    @property
+    def kind(self) -> str:
+        """The operation's type, once it is planned."""
+        return self.plan.operation.value if self.plan else "unknown"
 
     @property
     def database(self) -> Database:
@@ -87,10 +101,22 @@ class Run(ReadContext):
         return self.actor
 
     def actor_shape(self) -> ActorShape:
-        return actor_shape(self.actor)
+        if self.actor is None:
+            return _ANONYMOUS
+        return ActorShape(frozenset(role.value for role in self.actor.roles), _VALUES, _guard)
 
     def actor_values(self) -> Mapping[str, Any]:
-        return actor_values(self.actor)
+        actor, services = self.actor, self.services
+        return {
+            "account": actor.account_id if actor else None,
+            "version": actor.auth_version if actor else None,
+            "doctor_of": sorted(actor.doctor_of) if actor else [],
+            "dispatcher_of": sorted(actor.dispatcher_of) if actor else [],
+            "base_url": services.settings.base_url,
+            "download_ttl_s": services.settings.download_ttl_s,
+            "pad_in": services.download_pads[0],
+            "pad_out": services.download_pads[1],
+        }
 
     async def fetch_value(self, sql: str, *parameters: Any) -> str | None:
         value: str | None = await self.database.fetch_value(sql, *parameters)
@@ -117,6 +143,10 @@ class Run(ReadContext):
             if session is not None
             else self.fetch_value(statement.sql, *parameters)
         )
-        row: dict[str, Any] = orjson.loads(text)
+        if text is None:
+            raise ActorGone
+        row: dict[str, Any] | None = orjson.loads(text)
+        if row is None:
+            raise OutOfSight
         row[""] = type_name
         return row

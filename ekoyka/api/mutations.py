@@ -183,6 +183,7 @@ def mutation_type() -> type:
 async def _in_transaction(run: Run, response_key: str, name: str, returns: str, body: Body, input: Any) -> Any:
     for attempt in range(_ATTEMPTS):
         try:
+            run.after_commit.clear()
             async with run.database.transaction() as session:
                 if run.actor is not None:
                     await confirm(session, run.actor)
@@ -198,7 +199,11 @@ async def _in_transaction(run: Run, response_key: str, name: str, returns: str, 
                         await idempotency.keep(
                             session, actor=run.actor, mutation=name, key=client_key, result_id=made
                         )
-                return await run.payload(response_key, returns, made, session)
+                if not run.after_commit:
+                    return await run.payload(response_key, returns, made, session)
+            while run.after_commit:
+                await run.after_commit.pop()()
+            return await run.payload(response_key, returns, made)
         except DBAPIError as error:
             # Deadlock or serialization failure: PostgreSQL undid it all, so it may be done again.
             if getattr(error.orig, "sqlstate", None) not in ("40P01", "40001") or attempt == _ATTEMPTS - 1:

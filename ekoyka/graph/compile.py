@@ -125,7 +125,8 @@ class _Names:
 
     def arg(self, name: str) -> str:
         assert self.site is not None
-        return self.compiler.argument((self.site, (camel(name),)), self.args[name])
+        arg = self.args[name]
+        return self.compiler.argument((self.site, (camel(arg.part_of or name),)), arg)
 
     def scope(self, type_name: str, row: str) -> str:
         return self.compiler.scope(TYPES[type_name], row)
@@ -191,7 +192,7 @@ class Compiler:
 
     def argument(self, at: tuple[int, tuple[str | int, ...]], arg: Arg) -> str:
         site, path = at
-        return self._parameter(at, arg.pg, lambda run: ready(arg, _at(run.arguments[site], path)))
+        return self._parameter((at, arg.pg), arg.pg, lambda run: ready(arg, _at(run.arguments[site], path)))
 
     # Selections
 
@@ -290,6 +291,8 @@ class Compiler:
         graphql_type = self.schema.type_map[decl.name]
         assert isinstance(graphql_type, GraphQLObjectType)
         parts = [f"'': '{decl.name}'::text"] if marked else []
+        if decl.marker is not None:
+            parts.append(f"'#': {decl.marker(row, _Names(self))}")
         for response_key, nodes in self.collect(decl.name, sets).items():
             name = nodes[0].name.value
             if name == "__typename":
@@ -536,10 +539,10 @@ def _clean(text: str) -> str:
 
 def ready(arg: Arg, value: Any) -> Any:
     """An argument's coerced value in the form that the driver takes. Raises `BadInput`."""
-    if arg.decode is not None:
-        return arg.decode(value)
     if isinstance(value, list):
         return [ready(arg, item) for item in value]
+    if arg.decode is not None:
+        return arg.decode(value)
     if arg.key_of is not None and value is not None:
         return decode_as(arg.key_of, value)
     if isinstance(value, str):

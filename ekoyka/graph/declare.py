@@ -61,13 +61,17 @@ class Shape(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Arg:
-    """An argument or filter: its GraphQL type as text, its PostgreSQL type, how its value is made ready."""
+    """An argument or filter: its GraphQL type as text, its PostgreSQL type, how its value is made ready.
+
+    One with ``part_of`` is no argument of its own but another value made from that one.
+    """
 
     type: str
     pg: str
     description: str
     key_of: str | None = None
     decode: Callable[[Any], Any] | None = None
+    part_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +147,7 @@ class TypeDecl:
     orders: Mapping[str, Order] = field(default_factory=dict)
     default_order: tuple[tuple[str, str], ...] = ()
     node: bool = False
+    marker: RowSql | None = None
 
 
 NAMESPACE: dict[str, Any] = {"ID": strawberry.ID}
@@ -275,12 +280,14 @@ def type_(
     default_order: tuple[tuple[str, str], ...] = (),
     node: bool = False,
     interfaces: tuple[type, ...] = (),
+    marker: RowSql | None = None,
 ) -> Callable[[_Declared], _Declared]:
     """The class is a GraphQL object type over a table, or over a SELECT that its parent gives.
 
     A ``node`` has an id, stands in `node(id)` and gets a connection; ``scope`` says which rows each role
     sees. ``columns`` (name -> PostgreSQL type) make a type of values handed over when the statement runs,
-    such as a refusal's.
+    such as a refusal's. ``marker`` is a value that its payloads bear for the server under the key ``#``,
+    which no client sees.
     """
 
     def declare(cls: _Declared) -> _Declared:
@@ -305,6 +312,7 @@ def type_(
             orders=orders or {},
             default_order=default_order,
             node=node,
+            marker=marker,
         )
         TYPES[decl.name] = decl
         bases = (*((Node,) if node else ()), *interfaces)
@@ -336,6 +344,22 @@ def enum(cls: type[StrEnum], description: str, values: Mapping[str, str]) -> Non
     for item in graphql.__strawberry_definition__.values:
         item.description = values[item.name]
     NAMESPACE[cls.__name__] = graphql
+
+
+def check() -> None:
+    """Nothing declared contradicts itself. Raises `AssertionError` when the server would start wrong.
+
+    A field that fewer roles may see than its row is null for the others, so it must be nullable; every link
+    leads to a declared type.
+    """
+    for decl in TYPES.values():
+        for item in decl.fields.values():
+            where = f"{decl.name}.{item.graphql_name}"
+            if isinstance(item, LinkDecl):
+                assert item.target in TYPES, f"{where} leads to an undeclared {item.target}"
+            if decl.name != "Query" and item.roles is not None and decl.scope is not None:
+                hidden = decl.scope.keys() - item.roles
+                assert not hidden or item.annotation.endswith("| None"), f"{where} is hidden from {hidden}: let it be null"
 
 
 def scalar(name: str, definition: Any) -> None:
@@ -397,7 +421,7 @@ def argument(name: str, type_text: str, description: str) -> StrawberryArgument:
         graphql_name=camel(name),
         type_annotation=annotation(type_text),
         description=description,
-        default=None if type_text.endswith("| None") else dataclasses.MISSING,
+        default=UNSET,
     )
 
 
@@ -419,7 +443,9 @@ def _strawberry_field(decl: FieldDecl, resolver: Callable[..., Any]) -> Strawber
     )
     arguments: list[StrawberryArgument] = []
     if isinstance(decl, LinkDecl | AbstractDecl):
-        arguments += [argument(name, arg.type, arg.description) for name, arg in decl.args.items()]
+        arguments += [
+            argument(name, arg.type, arg.description) for name, arg in decl.args.items() if arg.part_of is None
+        ]
     if isinstance(decl, LinkDecl) and decl.shape is Shape.CONNECTION:
         arguments += [argument(*page) for page in PAGE_ARGUMENTS]
         arguments.append(

@@ -176,7 +176,9 @@ class Planner:
             for decl in self._possible(named):
                 compiler = new_compiler()
                 root.payloads[decl.name] = compiler.statement(
-                    payload(compiler, decl, sets, (response_key,)), guarded=False
+                    payload(compiler, decl, sets, (response_key,)),
+                    # A mutation confirms its actor when it begins; a subscription's, with every event.
+                    guarded=root_type is self.schema.subscription_type,
                 )
         except FieldForbidden as error:
             raise PlanError(
@@ -206,7 +208,8 @@ def payload(compiler: Compiler, decl: TypeDecl, sets: Any, path: tuple[str, ...]
         row = "p"
         return f"(SELECT {compiler.object(decl, row, sets, path)} FROM {decl.source} {row} WHERE {row}.id = {key})"
     columns = ", ".join(f"{compiler.handed_over(name, pg)} AS {name}" for name, pg in decl.columns.items())
-    return f"(SELECT {compiler.object(decl, 'p', sets, path)} FROM (SELECT {columns or '1 AS one'}) p)"
+    body, scope = compiler.object(decl, "p", sets, path), compiler.scope(decl, "p")
+    return f"COALESCE((SELECT {body} FROM (SELECT {columns}) p WHERE {scope}), 'null'::json)"
 
 
 def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:

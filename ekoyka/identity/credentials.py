@@ -1,8 +1,7 @@
 """Passwords and tokens; knows no database.
 
 Passwords are bcrypt hashes made in a bounded pool of threads. Access tokens are JWTs signed with HS256 and
-nothing else, checked for issuer, audience, expiry and key; download addresses of certificates are signed
-with the same keys for another audience, so that neither serves as the other.
+nothing else, checked for issuer, audience, expiry and key.
 """
 
 import asyncio
@@ -30,7 +29,6 @@ LONGEST_PASSWORD_BYTES = 72
 SHORTEST_PASSWORD = 10
 _LONGEST_TOKEN = 8192
 _ALGORITHM = "HS256"
-_DOWNLOAD = "certificate-download"
 _Result = TypeVar("_Result")
 
 
@@ -127,21 +125,14 @@ class Tokens:
         self._audience = audience
         self._ttl_s = ttl_s
 
-    def _sign(self, audience: str, ttl_s: int, claims: dict[str, Any]) -> tuple[str, datetime]:
-        now = int(time.time())
-        header = {"alg": _ALGORITHM, "kid": self._signing.kid, "typ": "JWT"}
-        whole = {"iss": self._issuer, "aud": audience, "iat": now, "exp": now + ttl_s, **claims}
-        text = jwt.encode(header, whole, self._signing, algorithms=[_ALGORITHM])
-        return text, datetime.fromtimestamp(now + ttl_s, UTC)
-
-    def _read(self, audience: str, text: str) -> dict[str, Any]:
+    def _claims(self, text: str) -> dict[str, Any]:
         if len(text) > _LONGEST_TOKEN:
             raise NotAuthenticated("oversized")
         try:
             token = jwt.decode(text, self._keys, algorithms=[_ALGORITHM])
             jwt.JWTClaimsRegistry(
                 iss={"essential": True, "value": self._issuer},
-                aud={"essential": True, "value": audience},
+                aud={"essential": True, "value": self._audience},
                 exp={"essential": True},
                 iat={"essential": True},
                 sub={"essential": True},
@@ -152,7 +143,12 @@ class Tokens:
 
     def issue(self, actor: Actor) -> AccessToken:
         """An access token for the actor as they are now."""
+        now = int(time.time())
         claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "iat": now,
+            "exp": now + self._ttl_s,
             "sub": str(actor.account_id),
             "jti": secrets.token_urlsafe(12),
             "ver": actor.auth_version,
@@ -160,11 +156,13 @@ class Tokens:
             "doc": sorted(actor.doctor_of),
             "dsp": sorted(actor.dispatcher_of),
         }
-        return AccessToken(*self._sign(self._audience, self._ttl_s, claims))
+        header = {"alg": _ALGORITHM, "kid": self._signing.kid, "typ": "JWT"}
+        text = jwt.encode(header, claims, self._signing, algorithms=[_ALGORITHM])
+        return AccessToken(text, datetime.fromtimestamp(now + self._ttl_s, UTC))
 
     def read(self, text: str, *, request_id: str | None = None) -> ReadToken:
         """The actor in an access token. Raises `NotAuthenticated`."""
-        claims = self._read(self._audience, text)
+        claims = self._claims(text)
         try:
             actor = Actor(
                 account_id=int(claims["sub"]),
@@ -177,14 +175,6 @@ class Tokens:
         except (KeyError, TypeError, ValueError) as error:
             raise NotAuthenticated(type(error).__name__) from None
         return ReadToken(actor, datetime.fromtimestamp(claims["exp"], UTC))
-
-    def sign_download(self, certificate_id: int, ttl_s: int) -> str:
-        """The signed part of a certificate's download address."""
-        return self._sign(_DOWNLOAD, ttl_s, {"sub": str(certificate_id)})[0]
-
-    def read_download(self, text: str) -> int:
-        """The certificate that a download address is for. Raises `NotAuthenticated`."""
-        return int(self._read(_DOWNLOAD, text)["sub"])
 
 
 def load_keys(settings: Settings) -> list[str]:

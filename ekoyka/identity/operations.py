@@ -20,7 +20,7 @@ from ekoyka.database import constraint_name
 from ekoyka.errors import Conflict, NotFound, Refusal, VersionConflict
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.queries import actor_of
+from ekoyka.identity.queries import actor_of, confirm
 from ekoyka.identity.tables import Account, AccountDetails, RefreshToken, Role, RoleGrant, Session
 from ekoyka.validation import changed, validated
 from pydantic import BaseModel
@@ -210,6 +210,14 @@ async def update_account(
         setattr(account, name, value)
     account.version += 1
     return account
+
+
+async def password_hash_of(session: AsyncSession, *, actor: Actor) -> str:
+    """The hash of the actor's present password. Raises `NotAuthenticated`."""
+    await confirm(session, actor)
+    account = await session.get(Account, actor.account_id)
+    assert account is not None
+    return account.password_hash
 
 
 async def change_password(session: AsyncSession, *, actor: Actor, password_hash: str) -> Account:
