@@ -57,6 +57,7 @@ class Settings(BaseSettings):
         description="Signing keys of tokens and download links, at least 32 bytes each, comma-separated; "
         "the first signs, all verify.",
     )
+    token_issuer: str = Field("ekoyka", description="The issuer that access tokens name.")
     access_token_ttl_s: int = Field(600, ge=30, le=3600, description="Life of an access token.")
     refresh_token_ttl_s: int = Field(30 * 86400, ge=60, description="Life of a refresh token.")
     download_ttl_s: int = Field(300, ge=10, le=3600, description="Life of a certificate's download address.")

@@ -76,18 +76,19 @@ class Run(ReadContext):
         self.language = language
         self.compiled = compiled
         self.connection_params: dict[str, Any] | None = None
+        self._latest: Run | None = None
         # What a mutation leaves to be done once its transaction is committed.
         self.after_commit: list[Callable[[], Awaitable[None]]] = []
 
     def for_operation(self) -> Self:
         own = super().for_operation()
         own.after_commit = []
+        self._latest = own
         return own
 
-    @property
-    def kind(self) -> str:
-        """The operation's type, once it is planned."""
-        return self.plan.operation.value if self.plan else "unknown"
+    def last_kind(self) -> str:
+        """The type of the operation that ran with this context, if it came so far as to be planned."""
+        return self._latest.plan.operation.value if self._latest and self._latest.plan else "unplanned"
 
     @property
     def database(self) -> Database:

@@ -9,37 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
 
 import orjson
 import strawberry
-from cross_web import HTTPException
-from graphql import OperationType
+import structlog
+from graphql import GraphQLError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketState
-from strawberry.asgi import GraphQL
-from strawberry.asgi import ASGIWebSocketAdapter
-from strawberry.exceptions import ConnectionRejectionError
-from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from starlette.websockets import WebSocket
+from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
 from strawberry.exceptions import MissingQueryError
+from strawberry.extensions import SchemaExtension
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
-from strawberry.types.graphql import OperationType as StrawberryOperationType
+from strawberry.types.graphql import OperationType
 
 from ekoyka.api.context import Run, Services
 from ekoyka.api.presentation import present
 from ekoyka.database import DatabaseUnavailable
-from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import NotAuthenticated, ReadToken
 from ekoyka.identity.queries import guard
-from ekoyka.observability import EXECUTION, OPERATIONS, PLANS, STATEMENTS, request_id
+from ekoyka.observability import EXECUTION, OPERATIONS, request_id
 
+log = structlog.get_logger(__name__)
 _JSON = "application/json"
 _GRAPHQL_JSON = "application/graphql-response+json"
 
@@ -62,7 +59,7 @@ def bearer(headers: Mapping[str, Any], services: Services) -> ReadToken | None:
     scheme, _, token = str(value).partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise NotAuthenticated("scheme")
-    return services.tokens.read(token.strip())
+    return services.tokens.read(token.strip(), request_id=request_id.get())
 
 
 def failure(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -79,6 +76,13 @@ class Endpoint:
 
     async def __call__(self, request: Request) -> Response:
         services: Services = request.app.state.services
+        if not request.app.state.prepared.is_set():
+            return failure(
+                503,
+                "SERVICE_UNAVAILABLE",
+                "The server is waiting for its database; the same request may succeed in a moment.",
+                {"retry-after": "2"},
+            )
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
             return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the operation as application/json.")
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -106,27 +110,29 @@ class Endpoint:
         return await self._answer(run, body, request.headers.get("accept", ""))
 
     async def _answer(self, run: Run, body: dict[str, Any], accept: str) -> Response:
-        started, kind = perf_counter(), "unknown"
-        statements, hits = run.database.statements, run.planner.hits
+        started = perf_counter()
         try:
             result = await self.schema.execute(
                 body["query"],
                 variable_values=body.get("variables"),
                 context_value=run,
                 operation_name=body.get("operationName") or None,
-                allowed_operation_types=(StrawberryOperationType.QUERY, StrawberryOperationType.MUTATION),
+                allowed_operation_types=(OperationType.QUERY, OperationType.MUTATION),
             )
         except (CannotGetOperationTypeError, MissingQueryError):
             return failure(400, "BAD_REQUEST", "The document holds no such operation: see `operationName`.")
         except InvalidOperationTypeError:
-            return failure(400, "BAD_REQUEST", "Subscriptions are served over the WebSocket (graphql-transport-ws).")
+            return failure(
+                400, "BAD_REQUEST", "Subscriptions are served over the WebSocket (graphql-transport-ws)."
+            )
         errors = present(result.errors or ())
         codes = {error["extensions"]["code"] for error in errors}
-        OPERATIONS.labels(run.kind, "ok" if not errors else min(codes).lower()).inc()
-        EXECUTION.labels(run.kind).observe(perf_counter() - started)
+        kind = run.last_kind()
+        OPERATIONS.labels(kind, min(codes).lower() if codes else "ok").inc()
+        EXECUTION.labels(kind).observe(perf_counter() - started)
         answer: dict[str, Any] = {"errors": errors} if errors else {}
-        # Without data the operation never began: GraphQL over HTTP, 6.4.
-        began = result.data is not None or not errors or any("path" in error and codes <= {"INTERNAL"} for error in errors)
+        # An operation that never began has no data (GraphQL over HTTP, 6.4): errors of the request itself.
+        began = result.data is not None or codes <= {"INTERNAL", "SERVICE_UNAVAILABLE"}
         if began:
             answer["data"] = result.data
         status, headers = 200, {}
@@ -136,3 +142,110 @@ class Endpoint:
             status = 401 if "UNAUTHENTICATED" in codes else 400
         media_type = _GRAPHQL_JSON if _GRAPHQL_JSON in accept else _JSON
         return Response(orjson.dumps(answer), status, headers, f"{media_type}; charset=utf-8")
+
+
+class PresentedEvents(SchemaExtension):
+    """Errors in a socket's frames look as they do over HTTP."""
+
+    def on_stream_result(self, result: Any) -> Iterator[None]:  # type: ignore[override]
+        if result.errors:
+            shown = zip(result.errors, present(result.errors), strict=True)
+            result.errors = [
+                GraphQLError(new["message"], old.nodes, path=old.path, extensions=new["extensions"])
+                for old, new in shown
+            ]
+        yield
+
+
+class _TextFrames(ASGIWebSocketAdapter):
+    """Frames are text; answers that are JSON already are not parsed again."""
+
+    async def send_json(self, message: Mapping[str, object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the socket was closed meanwhile, by us
+            await self.ws.send_text(orjson.dumps(message).decode())
+
+    async def close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            await super().close(code, reason)
+
+
+class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
+    """A socket: authenticated once, watched as long as it is open."""
+
+    _keeper: asyncio.Task[None] | None = None
+
+    async def handle_connection_init(self, message: Any) -> None:
+        payload = message.get("payload") or {}
+        if isinstance(payload, dict) and not self.connection_init_received:
+            try:
+                token = bearer(payload, self.context.services)
+            except NotAuthenticated:
+                await self.websocket.close(4401, "The access token is not good (any more).")
+                return
+            if token is not None:
+                self.context.actor = token.actor
+                self._keeper = asyncio.create_task(self._keep(token))
+        await super().handle_connection_init(message)
+
+    async def handle_message(self, message: Any) -> None:
+        if not isinstance(message, dict):
+            await self.handle_invalid_message("A message is an object.")
+            return
+        try:
+            await super().handle_message(message)
+        except (TypeError, AttributeError):
+            await self.handle_invalid_message("The message is malformed.")
+
+    async def _keep(self, token: ReadToken) -> None:
+        """The socket is closed when the token ends or the account is no longer what it says."""
+        services, actor = self.context.services, token.actor
+        question = f"SELECT {guard('$1::bigint', '$2::int')}"
+        with services.feed.watch(f"account:{actor.account_id}") as watch:
+            while True:
+                left = (token.expires_at - datetime.now(UTC)).total_seconds()
+                if left <= 0:
+                    await self.websocket.close(4401, "The access token has ended.")
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(watch.wait(), left)
+                    while True:
+                        try:
+                            current = await services.database.fetch_value(
+                                question, actor.account_id, actor.auth_version
+                            )
+                            break
+                        except DatabaseUnavailable:
+                            await asyncio.sleep(0.5)
+                    if not current:
+                        await self.websocket.close(4403, "The account was blocked or its roles have changed.")
+                        return
+
+    async def shutdown(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        await super().shutdown()
+
+
+class Sockets(GraphQL[Run, None]):
+    """The WebSocket half."""
+
+    websocket_adapter_class = _TextFrames
+    graphql_transport_ws_handler_class = _Handler
+
+    def __init__(self, schema: strawberry.Schema, *, operations_per_socket: int) -> None:
+        super().__init__(
+            schema,
+            graphql_ide=None,
+            allow_queries_via_get=False,
+            subscription_protocols=(GRAPHQL_TRANSPORT_WS_PROTOCOL,),
+            connection_init_wait_timeout=timedelta(seconds=10),
+            max_subscriptions_per_connection=operations_per_socket,
+        )
+
+    async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Run:
+        return Run(request.app.state.services, request, None, language_of(request))
+
+    def decode_json(self, data: str | bytes) -> object:
+        return orjson.loads(data)

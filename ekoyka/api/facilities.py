@@ -4,46 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ekoyka.api.enums import BedStatus, RoomSex, ServiceState  # noqa: F401
 from ekoyka.api.permissions import CLINICAL, DISPENSARIES, STAFF, staff_of
 from ekoyka.columns import contains, folded, natural
-from ekoyka.facilities.tables import RoomSex, ServiceState
 from ekoyka.graph import declare as graph
-from ekoyka.inpatient.queries import BedStatus, bed_status
+from ekoyka.inpatient.queries import bed_status
 
 if TYPE_CHECKING:
     from ekoyka.api.identity import Practitioner
     from ekoyka.api.inpatient import BedAssignment, Reservation, Stay
     from ekoyka.api.scalars import DateTime, Phone, TimeZone
 
-graph.enum(
-    RoomSex,
-    "Whom a room (палата) takes.",
-    {"MALE": "Men only.", "FEMALE": "Women only.", "ANY": "Anyone."},
-)
-graph.enum(
-    ServiceState,
-    "Whether a bed can be used, whoever lies in it (HL7 table 0116).",
-    {
-        "IN_SERVICE": "It can.",
-        "CLEANING": "It is being cleaned (H).",
-        "CONTAMINATED": "It is contaminated (K).",
-        "ISOLATED": "It is set apart for isolation (I).",
-        "CLOSED": "It is closed (C), for the reason that its open closure gives.",
-    },
-)
-graph.enum(
-    BedStatus,
-    "A bed's occupancy and service state in one word; derived, never stored.",
-    {
-        "FREE": "Nobody lies in it and it can be used.",
-        "OCCUPIED": "Somebody lies in it.",
-        "RESERVED": "It is kept for somebody.",
-        "CLEANING": "Empty, being cleaned.",
-        "CONTAMINATED": "Empty, contaminated.",
-        "ISOLATED": "Empty, set apart for isolation.",
-        "CLOSED": "Empty, closed.",
-    },
-)
 
 
 @graph.type_(

@@ -7,13 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from strawberry import UNSET
 
 from ekoyka.api.context import Run
+from ekoyka.api.enums import RoomSex, ServiceState
 from ekoyka.api.mutations import Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, CLINICAL, STAFF
 from ekoyka.api.scalars import DateTime, Phone, TimeZone
 from ekoyka.errors import Forbidden
 from ekoyka.facilities import operations
 from ekoyka.facilities.operations import Archived, HasHistory, LabelTaken, NumberTaken
-from ekoyka.facilities.tables import Bed, Dispensary, Room, RoomSex, ServiceState
+from ekoyka.facilities.tables import Bed, Dispensary, Room
 from ekoyka.graph import declare as graph
 from ekoyka.inpatient import availability
 from ekoyka.inpatient.availability import (

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import ekoyka.api.enums  # noqa: F401 -- its enums are named below
 from ekoyka.api.permissions import ACCOUNTS, ADMIN, CLINICAL_OR_OWN, SIGNED_IN
 from ekoyka.columns import contains, folded
 from ekoyka.graph import declare as graph
-from ekoyka.identity.tables import Role
 
 if TYPE_CHECKING:
     from ekoyka.api.inpatient import Patient
     from ekoyka.api.scalars import DateTime
 
-graph.enum(
-    Role,
-    "What an account may do.",
-    {
-        "SUPERADMIN": "Everything in the whole network.",
-        "DOCTOR": "The clinical work of one dispensary.",
-        "DISPATCHER": "Sees one dispensary's free beds and reserves them; sees no diagnosis.",
-        "USER": "Whoever is registered: their own account and record.",
-    },
-)
 
 
 @graph.type_(

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from strawberry import UNSET
 
 from ekoyka.api.context import Run, Services
+from ekoyka.api.enums import Role
 from ekoyka.api.mutations import Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, ANYONE, SIGNED_IN
 from ekoyka.errors import Invalid
@@ -24,7 +25,6 @@ from ekoyka.identity.operations import (
     SessionEnded,
     SignedIn,
 )
-from ekoyka.identity.tables import Role
 
 field = strawberry.field
 _VERSION = "The version that was read; a stale one is refused with the current row."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ekoyka.api.enums import BedObstacle, Outcome, ReservationOutcome, Sex  # noqa: F401
 from ekoyka.api.permissions import (
     CLINICAL,
     CLINICAL_OR_OWN,
@@ -16,8 +17,7 @@ from ekoyka.api.permissions import (
 from ekoyka.columns import folded
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
-from ekoyka.inpatient.queries import BedObstacle, bed_options
-from ekoyka.inpatient.tables import Outcome, ReservationOutcome, Sex
+from ekoyka.inpatient.queries import bed_options
 
 if TYPE_CHECKING:
     from ekoyka.api.certificates import Certificate
@@ -25,44 +25,6 @@ if TYPE_CHECKING:
     from ekoyka.api.identity import Practitioner
     from ekoyka.api.scalars import Date, DateTime, Phone
 
-graph.enum(
-    Sex, "Administrative sex, as far as rooms need it.", {"MALE": "Мужской.", "FEMALE": "Женский."}
-)
-graph.enum(
-    Outcome,
-    "How a stay ended.",
-    {
-        "DISCHARGED": "Treatment was completed (выписан).",
-        "LEFT_AGAINST_ADVICE": "Left against advice (самовольный уход).",
-        "TRANSFERRED": "Moved to another organisation (переведён).",
-        "DIED": "Died (умер).",
-    },
-)
-graph.enum(
-    ReservationOutcome,
-    "How a reservation ended.",
-    {
-        "FULFILLED": "Its patient was checked in.",
-        "RELEASED": "Somebody gave the bed free.",
-        "LAPSED": "Its time ran out.",
-    },
-)
-graph.enum(
-    BedObstacle,
-    "Why a bed does not suit a patient.",
-    {
-        "OCCUPIED": "Somebody lies in it.",
-        "RESERVED": "It is kept for somebody else.",
-        "CLEANING": "It is being cleaned.",
-        "CONTAMINATED": "It is contaminated.",
-        "ISOLATED": "It is set apart for isolation.",
-        "CLOSED": "It is closed.",
-        "ROOM_SEX": "The room is for the other sex.",
-        "ISOLATION_NEEDED": "The patient must be apart and the room is not for that.",
-        "ISOLATION_ROOM": "The room is kept for patients who must be apart.",
-        "STAFFED_LIMIT": "The dispensary has as many patients as it is staffed for.",
-    },
-)
 
 
 def _words(text: str) -> str:

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from strawberry import UNSET
 
 from ekoyka.api.context import Run
+from ekoyka.api.enums import Outcome, Sex
 from ekoyka.api.mutations import given, key, mutation
 from ekoyka.api.permissions import CLINICAL
 from ekoyka.api.scalars import Date, DateTime, Phone
@@ -29,7 +30,6 @@ from ekoyka.inpatient.stays import (
     SameBed,
     StayAlreadyEnded,
 )
-from ekoyka.inpatient.tables import Outcome, Sex
 
 log = structlog.get_logger(__name__)
 field = strawberry.field

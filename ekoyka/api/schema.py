@@ -21,6 +21,7 @@ from ekoyka.api import (
     inpatient_mutations,
     refusals,
 )
+from ekoyka.api.endpoint import PresentedEvents
 from ekoyka.api.mutations import close_codes, mutation_type
 from ekoyka.api.permissions import SIGNED_IN
 from ekoyka.api.scalars import SCALARS
@@ -91,6 +92,7 @@ def build_schema() -> strawberry.Schema:
             lambda: ParserCache(maxsize=DOCUMENTS_KEPT),
             lambda: ValidationCache(maxsize=DOCUMENTS_KEPT),
             PlannedExecution,
+            PresentedEvents,
         ],
     )
 

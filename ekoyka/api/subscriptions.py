@@ -6,7 +6,6 @@ import base64
 import binascii
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import strawberry
@@ -15,12 +14,13 @@ from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
 from ekoyka.api.context import OutOfSight, Run
+from ekoyka.api.enums import BedChange, FeedKind  # noqa: F401
 from ekoyka.api.facilities import bed_counts
 from ekoyka.api.permissions import STAFF, staff_of
 from ekoyka.feed import Event, lag_s
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput, decode_as
-from ekoyka.inpatient.queries import BedChange, beds_topic
+from ekoyka.inpatient.queries import beds_topic
 from ekoyka.observability import FEED_LAG, SUBSCRIPTIONS
 
 if TYPE_CHECKING:
@@ -28,40 +28,6 @@ if TYPE_CHECKING:
     from ekoyka.api.scalars import DateTime
     from ekoyka.inpatient.queries import BedStatus
 
-
-class FeedKind(StrEnum):
-    """What an event of the feed is."""
-
-    SNAPSHOT = "SNAPSHOT"
-    CHANGE = "CHANGE"
-
-
-graph.enum(
-    FeedKind,
-    "What an event of the feed is.",
-    {
-        "SNAPSHOT": "The present state: at the beginning, and whenever changes may have been missed.",
-        "CHANGE": "One committed change.",
-    },
-)
-graph.enum(
-    BedChange,
-    "What happened to a bed.",
-    {
-        "CHECKED_IN": "A patient was checked in.",
-        "CHECKED_OUT": "Its patient left.",
-        "TRANSFERRED_IN": "A patient came from another bed.",
-        "TRANSFERRED_OUT": "Its patient went to another bed.",
-        "RESERVED": "It was reserved.",
-        "RESERVATION_RELEASED": "It was given free.",
-        "RESERVATION_LAPSED": "Its reservation's time ran out.",
-        "SERVICE_STATE_CHANGED": "It went to cleaning, was closed, or returned to service.",
-        "CREATED": "It is new.",
-        "DELETED": "It was deleted.",
-        "ARCHIVED": "It was archived.",
-        "CORRECTED": "A stay in it was corrected.",
-    },
-)
 
 _COLUMNS = {
     "kind": "text",

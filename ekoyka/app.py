@@ -1,0 +1,352 @@
+"""The application: routes, and what lives as long as the process.
+
+Starts whether or not its database is there: until it is, fit and migrated, requests are answered with a
+named error and `/readyz` says what is missing.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import orjson
+import structlog
+from authlib.oauth2.rfc6749.errors import (
+    InvalidGrantError,
+    InvalidRequestError,
+    OAuth2Error,
+    UnsupportedGrantTypeError,
+)
+from jinja2 import Environment, FileSystemLoader
+from sqlalchemy.exc import DBAPIError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from strawberry import Schema
+
+from ekoyka import explorer, feed, migrate
+from ekoyka.api.context import Run, Services
+from ekoyka.api.endpoint import Endpoint, Sockets, language_of
+from ekoyka.api.identity_mutations import refresh, sign_in
+from ekoyka.api.schema import build_schema
+from ekoyka.certificates import downloads
+from ekoyka.certificates.operations import facts_of, keep_pdf
+from ekoyka.certificates.render import Renderer, RenderBusy, RenderFailed, Unprintable
+from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
+from ekoyka.errors import Refusal
+from ekoyka.feed import Feed
+from ekoyka.graph.plan import Planner
+from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
+from ekoyka.inpatient.availability import lapse_reservations
+from ekoyka.inpatient.queries import bed_status
+from ekoyka.observability import RESERVATIONS_LAPSED, RequestLog, configure_logs, metrics_text
+from ekoyka.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+LARGEST_BODY_BYTES = 256 * 1024
+STATIC = Path(__file__).parent / "static"
+_PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "api" / "templates"), autoescape=True)
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The server of these settings. Raises `SettingsIncomplete` where a secret is missing."""
+    configure_logs(settings)
+    assert settings.database_url is not None, "the command line starts the embedded PostgreSQL first"
+    keys = load_keys(settings)
+    schema = build_schema()
+    database = Database(settings.database_url.get_secret_value(), settings)
+    services = Services(
+        settings=settings,
+        database=database,
+        planner=Planner(schema._schema),
+        hasher=PasswordHasher(settings.password_hash_rounds),
+        tokens=Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s),
+        download_keys=tuple(downloads.derive(key) for key in keys),
+        renderer=Renderer(timeout_s=settings.render_timeout_s),
+        feed=Feed(database),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with database, services.feed:
+            work = [
+                asyncio.create_task(_prepare(app, database), name="prepare"),
+                asyncio.create_task(_every(settings.lapse_interval_s, lambda: _lapse(database)), name="lapse"),
+                asyncio.create_task(
+                    _every(3600, lambda: feed.prune(database, keep_s=settings.feed_retention_s)), name="prune"
+                ),
+            ]
+            try:
+                yield
+            finally:
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
+                await services.renderer.close()
+                services.hasher.close()
+
+    sockets = Sockets(schema, operations_per_socket=settings.subscriptions_per_socket)
+    app = Starlette(
+        lifespan=lifespan,
+        max_body_size=LARGEST_BODY_BYTES,
+        middleware=[Middleware(RequestLog)],
+        routes=[
+            Route("/", lambda request: RedirectResponse("/graphql"), methods=["GET"]),
+            Route("/graphql", Endpoint(schema).__call__, methods=["POST"]),
+            Route("/graphql", explore, methods=["GET"]),
+            WebSocketRoute("/graphql", sockets),
+            Route("/auth/token", token, methods=["POST"]),
+            Route("/certificates/{name}.pdf", download, methods=["GET"]),
+            Route("/verify/{code}", _verifier(schema), methods=["GET"]),
+            Route("/healthz", healthz, methods=["GET"]),
+            Route("/readyz", readyz, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
+            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+        ],
+    )
+    app.state.services = services
+    app.state.prepared = asyncio.Event()
+    app.state.unfit = None
+    return app
+
+
+async def _prepare(app: Starlette, database: Database) -> None:
+    """The database is fit and migrated; tried until it is."""
+    pause = 0.2
+    while True:
+        try:
+            await database.check_fit()
+            await migrate.upgrade(database)
+        except (DatabaseUnavailable, DatabaseUnfit, DBAPIError, OSError) as error:
+            reason = str(error) if isinstance(error, DatabaseUnfit) else "the database cannot be reached"
+            if app.state.unfit != reason:
+                log.warning("database_not_ready", reason=reason)
+            app.state.unfit = reason
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5)
+        else:
+            app.state.unfit = None
+            app.state.prepared.set()
+            log.info("database_ready", migration=migrate.head())
+            return
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """The work is done again and again; a failure is logged and tried again."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception as error:  # a periodic job outlives whatever goes wrong in one round
+            log.warning("periodic_work_failed", kind=type(error).__name__)
+
+
+async def _lapse(database: Database) -> None:
+    while True:
+        async with database.transaction() as session:
+            lapsed = await lapse_reservations(session)
+        if lapsed:
+            RESERVATIONS_LAPSED.inc(lapsed)
+        else:
+            return
+
+
+async def explore(request: Request) -> Response:
+    """The explorer for a browser; programs are told how to ask."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse(
+            {
+                "errors": [
+                    {
+                        "message": "Send operations by POST as application/json.",
+                        "extensions": {"code": "METHOD_NOT_ALLOWED"},
+                    }
+                ]
+            },
+            405,
+            {"allow": "POST"},
+        )
+    nonce = secrets.token_urlsafe(16)
+    return HTMLResponse(
+        explorer.page(nonce=nonce),
+        headers={**_SECURITY_HEADERS, "content-security-policy": explorer.content_security_policy(nonce)},
+    )
+
+
+async def token(request: Request) -> Response:
+    """OAuth 2: the resource owner's password and refresh token grants (RFC 6749, 4.3 and 6)."""
+    services: Services = request.app.state.services
+    try:
+        return await _grant(request, services)
+    except OAuth2Error as error:
+        return JSONResponse(dict(error.get_body()), error.status_code, {**_SECURITY_HEADERS, "pragma": "no-cache"})
+    except DatabaseUnavailable:
+        return JSONResponse(
+            {"error": "temporarily_unavailable", "error_description": "The database cannot be reached right now."},
+            503,
+            {**_SECURITY_HEADERS, "retry-after": "1"},
+        )
+
+
+async def _grant(request: Request, services: Services) -> Response:
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        raise InvalidRequestError("Send the request as application/x-www-form-urlencoded.")
+    async with request.form(max_files=0, max_fields=10) as form:
+        given = {name: value for name, value in form.items() if isinstance(value, str)}
+    try:
+        match given.get("grant_type"):
+            case "password":
+                if "username" not in given or "password" not in given:
+                    raise InvalidRequestError("The password grant needs `username` and `password`.")
+                made = await sign_in(services, given["username"], given["password"])
+            case "refresh_token":
+                if "refresh_token" not in given:
+                    raise InvalidRequestError("The refresh grant needs `refresh_token`.")
+                made = await refresh(services, given["refresh_token"])
+            case None:
+                raise InvalidRequestError("`grant_type` is missing.")
+            case _:
+                raise UnsupportedGrantTypeError("The grants are `password` and `refresh_token`.")
+    except Refusal as refusal:
+        raise InvalidGrantError(refusal.message(language_of(request))) from None
+    signed_in, text, _ = made
+    return JSONResponse(
+        {
+            "access_token": text,
+            "token_type": "Bearer",
+            "expires_in": services.settings.access_token_ttl_s,
+            "refresh_token": signed_in.refresh_token,
+        },
+        headers={**_SECURITY_HEADERS, "pragma": "no-cache"},
+    )
+
+
+async def download(request: Request) -> Response:
+    """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
+    services: Services = request.app.state.services
+    key = downloads.read(services.download_keys, request.path_params["name"])
+    if key is None:
+        return PlainTextResponse(
+            "Адрес недействителен или устарел: запросите новый.\nThe address is not good (any more): ask for a new one.",
+            403,
+            _SECURITY_HEADERS,
+        )
+    try:
+        rows = await services.database.fetch(
+            "SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = $1", key
+        )
+        if not rows:
+            return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, _SECURITY_HEADERS)
+        pdf = rows[0]["pdf"]
+        if pdf is None:
+            pdf = await services.renderer.render(facts_of(orjson.loads(rows[0]["facts"])))
+            async with services.database.transaction() as session:
+                pdf = await keep_pdf(session, certificate_id=key, pdf=pdf)
+    except Unprintable:
+        return PlainTextResponse(
+            "В данных справки есть знак, которого нет в шрифте: исправьте данные, аннулируйте справку и выдайте новую."
+            "\nThe certificate has a character that no font has: correct the record, annul it and issue a new one.",
+            422,
+            _SECURITY_HEADERS,
+        )
+    except (RenderBusy, RenderFailed, DatabaseUnavailable):
+        return PlainTextResponse(
+            "Сейчас не получилось: повторите через несколько секунд.\nNot possible right now: try again in a few seconds.",
+            503,
+            {**_SECURITY_HEADERS, "retry-after": "3"},
+        )
+    filename = f"certificate-{rows[0]['number']}-{rows[0]['year']}.pdf"
+    return Response(
+        pdf,
+        200,
+        {
+            **_SECURITY_HEADERS,
+            "content-disposition": f'inline; filename="{filename}"',
+            "content-security-policy": "default-src 'none'; sandbox",
+        },
+        "application/pdf",
+    )
+
+
+def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
+    """The public page behind a certificate's QR code: the same answer as the query's."""
+
+    async def verify(request: Request) -> Response:
+        run = Run(request.app.state.services, request, None, language_of(request), compiled=False)
+        result = await schema.execute(
+            "query ($code: String!) { certificateVerification(code: $code) "
+            "{ number issuedOn checkedInOn checkedOutOn organisation annulled } }",
+            variable_values={"code": request.path_params["code"]},
+            context_value=run,
+        )
+        if any(isinstance(error.original_error, DatabaseUnavailable) for error in result.errors or ()):
+            return PlainTextResponse(
+                "Сейчас не получилось: повторите позже.\nNot possible right now: try again later.",
+                503,
+                {**_SECURITY_HEADERS, "retry-after": "3"},
+            )
+        found = (result.data or {}).get("certificateVerification")
+        nonce = secrets.token_urlsafe(16)
+        return HTMLResponse(
+            _PAGES.get_template("verification.html.j2").render(found=found, nonce=nonce),
+            200 if found else 404,
+            {
+                **_SECURITY_HEADERS,
+                "content-security-policy": (
+                    f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; frame-ancestors 'none'"
+                ),
+            },
+        )
+
+    return verify
+
+
+async def healthz(request: Request) -> Response:
+    """The process is alive."""
+    return JSONResponse({"alive": True})
+
+
+async def readyz(request: Request) -> Response:
+    """The process can serve: the database answers, migrations are at head, the feed is heard."""
+    services: Services = request.app.state.services
+    checks = {"database": False, "migrations": False, "feed": services.feed.connected}
+    with contextlib.suppress(DatabaseUnavailable):
+        checks["migrations"] = await migrate.at_head(services.database)
+        checks["database"] = True
+    ready = all(checks.values()) and request.app.state.prepared.is_set()
+    answer = {"ready": ready, **checks, **({"reason": request.app.state.unfit} if request.app.state.unfit else {})}
+    return JSONResponse(answer, 200 if ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' text form."""
+    services: Services = request.app.state.services
+    beds: dict[str, int] = {}
+    with contextlib.suppress(DatabaseUnavailable):
+        if request.app.state.prepared.is_set():
+            rows = await services.database.fetch(
+                f"SELECT {bed_status('b')} AS status, count(*) FROM bed b WHERE b.archived_at IS NULL GROUP BY 1"
+            )
+            beds = {row["status"]: row["count"] for row in rows}
+    text = metrics_text(
+        pools=services.database.pool_use,
+        beds=beds,
+        feed_connected=services.feed.connected,
+        many_processes=services.settings.workers > 1,
+    )
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def from_environment() -> Starlette:
+    """The application as uvicorn's worker processes make it."""
+    return create_app(Settings())

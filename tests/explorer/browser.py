@@ -1,0 +1,119 @@
+"""A person at the explorer: a headless Chromium that cannot reach any other address than the server's."""
+
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import ConsoleMessage, Page, Route, async_playwright, expect
+
+from ekoyka import explorer
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# GraphiQL reads what was typed after a moment, and keeps it here when it has.
+_TAKEN_IN = """(typed) => (sessionStorage.getItem("graphiql:query") ?? "").replace(/\\s/g, "") === typed"""
+_RESULT = """() => globalThis.__MONACO?.editor.getModels()
+    .find((model) => model.uri.path.endsWith("response.json"))?.getValue() ?? ''"""
+
+
+def needed_chromium() -> str:
+    """The Chromium to use; the test is skipped where there is none, or nothing built to look at."""
+    found = os.environ.get("EKOYKA_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        pytest.skip("No Chromium was found: install it, or name one in EKOYKA_CHROMIUM.")
+    if not explorer.assets_present():
+        pytest.skip("The explorer is not built: run `make assets` with Node.js 20.11 or newer.")
+    return found
+
+
+@dataclass
+class Explorer:
+    """The open explorer. ``outside`` are addresses of other origins that were asked for, all of them refused
+    or recorded; ``complaints`` are errors and warnings of the page, breaches of its policy included."""
+
+    page: Page
+    outside: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    async def write(self, document: str) -> None:
+        """The query editor holds the document, typed over what was there, and GraphiQL knows its operations."""
+        await self._type("Operation Editor", document)
+        await self.page.wait_for_function(_TAKEN_IN, arg="".join(document.split()))
+
+    async def set_headers(self, headers: Mapping[str, str]) -> None:
+        """The Headers tab holds the headers."""
+        await self.page.get_by_role("button", name="Headers", exact=True).click()
+        await self._type("Headers", json.dumps(headers))
+
+    async def _type(self, editor: str, text: str) -> None:
+        await self.page.get_by_label(editor, exact=True).locator(".monaco-editor").first.click()
+        await self.page.keyboard.press("Control+A")
+        await self.page.keyboard.insert_text(text)
+
+    async def run(self, operation: str | None = None) -> None:
+        """The operation was started: the one named, where the document holds several."""
+        await self.page.locator(".graphiql-execute-button").click()
+        if operation is not None:
+            await self.page.get_by_role("menuitem", name=operation, exact=True).click()
+
+    async def result(self, *, containing: str = "{") -> dict[str, Any]:
+        """What the result pane shows, as soon as it shows this text."""
+        await self.page.wait_for_function(f"(text) => ({_RESULT})().includes(text)", arg=containing)
+        shown: dict[str, Any] = json.loads(await self.page.evaluate(_RESULT))
+        return shown
+
+    async def screenshot(self, path: Path) -> Path:
+        """A picture of the page, in the folder EKOYKA_SCREENSHOTS instead where that is set."""
+        folder = os.environ.get("EKOYKA_SCREENSHOTS")
+        target = Path(folder) / path.name if folder else path
+        await self.page.screenshot(path=target)
+        return target
+
+
+@asynccontextmanager
+async def opened(url: str, *, path: str = "/graphql") -> AsyncIterator[Explorer]:
+    """The explorer of the server at this origin, ready to be typed into."""
+    executable = needed_chromium()
+    host = urlsplit(url).netloc
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        try:
+            page = await browser.new_page(viewport={"width": 1400, "height": 850})
+            seen = Explorer(page)
+
+            async def guard(route: Route) -> None:
+                if urlsplit(route.request.url).netloc == host:
+                    await route.continue_()
+                else:
+                    seen.outside.append(route.request.url)
+                    await route.abort()
+
+            def listen(message: ConsoleMessage) -> None:
+                if message.type in ("error", "warning"):
+                    seen.complaints.append(message.text)
+
+            await page.context.route("**/*", guard)
+            page.on("websocket", lambda ws: None if urlsplit(ws.url).netloc == host else seen.outside.append(ws.url))
+            page.on("console", listen)
+            page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+            await page.goto(url + path)
+            await expect(page.locator(".graphiql-query-editor .view-line").first).to_be_visible()
+            await expect(page.locator(".graphiql-response .monaco-editor").first).to_be_visible()
+            yield seen
+        finally:
+            await browser.close()
