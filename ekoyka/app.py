@@ -218,7 +218,8 @@ async def _grant(request: Request, services: Services) -> Response:
             case _:
                 raise UnsupportedGrantTypeError("The grants are `password` and `refresh_token`.")
     except Refusal as refusal:
-        raise InvalidGrantError(refusal.message(language_of(request))) from None
+        # RFC 6749, 5.2 leaves a description nothing but ASCII.
+        raise InvalidGrantError(refusal.message("en")) from None
     signed_in, text, _ = made
     return JSONResponse(
         {

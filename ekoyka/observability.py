@@ -88,6 +88,25 @@ def _add_request_id(_logger: Any, _method: str, event: Any) -> Any:
     return event
 
 
+_INTERNAL = (
+    b'{"errors":[{"message":"Something went wrong on our side.",'
+    b'"extensions":{"code":"INTERNAL","requestId":"%s"}}]}'
+)
+
+
+def where(error: BaseException | None) -> dict[str, Any]:
+    """The kind and place of an exception, for the log: never its text, which may hold values of rows."""
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return {
+        "kind": type(error).__name__,
+        "sqlstate": getattr(getattr(error, "orig", error), "sqlstate", None),
+        "module": trace.tb_frame.f_globals.get("__name__") if trace else None,
+        "line": trace.tb_lineno if trace else None,
+    }
+
+
 class RequestLog:
     """ASGI middleware: every request has an id, which is in its answer and in every log line it causes."""
 
@@ -114,6 +133,20 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, sending)
+        except Exception as error:
+            # The text of an exception may hold values of rows: its kind and place are logged, and no more.
+            log.error("request_failed", **where(error))
+            if scope["type"] == "http" and status == 0:
+                await sending(
+                    {
+                        "type": "http.response.start",
+                        "status": 500,
+                        "headers": [(b"content-type", b"application/json")],
+                    }
+                )
+                await sending({"type": "http.response.body", "body": _INTERNAL % current.encode()})
+            elif scope["type"] == "websocket":
+                await sending({"type": "websocket.close", "code": 1011})
         finally:
             route = scope.get("route")
             log.info(

@@ -10,7 +10,7 @@ from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.execution import ActorGone
 from ekoyka.graph.ids import BadInput
 from ekoyka.identity.credentials import NotAuthenticated
-from ekoyka.observability import request_id
+from ekoyka.observability import request_id, where
 
 log = structlog.get_logger(__name__)
 
@@ -48,17 +48,7 @@ def _present(error: GraphQLError) -> dict[str, Any]:
     elif code is None:
         code = "INTERNAL"
         shown["message"] = _SENTENCES[code]
-        # The exception's own text may hold values of rows: only its kind and place are logged.
-        trace = cause.__traceback__ if cause is not None else None
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        log.error(
-            "operation_failed",
-            kind=type(cause).__name__,
-            sqlstate=getattr(getattr(cause, "orig", cause), "sqlstate", None),
-            module=trace.tb_frame.f_globals.get("__name__") if trace else None,
-            line=trace.tb_lineno if trace else None,
-        )
+        log.error("operation_failed", **where(cause))
     extensions = {**(error.extensions or {}), "code": code}
     if code == "INTERNAL":
         extensions["requestId"] = request_id.get()

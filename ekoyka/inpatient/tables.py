@@ -49,7 +49,7 @@ class ReservationOutcome(StrEnum):
 # ICD-10: a letter, two digits, and up to two more after a dot (F10.20; WHO, volume 2, 2.4.1).
 DiagnosisCode = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, to_upper=True, pattern=r"^[A-Z][0-9][0-9A-Z](\.[0-9A-Z]{1,4})?$"),
+    StringConstraints(strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][0-9][0-9A-Za-z](\.[0-9A-Za-z]{1,4})?$"),
 ]
 RecordNumber = Annotated[Line, StringConstraints(max_length=40)]
 

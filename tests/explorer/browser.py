@@ -52,17 +52,18 @@ class Explorer:
 
     async def write(self, document: str) -> None:
         """The query editor holds the document, typed over what was there, and GraphiQL knows its operations."""
-        await self._type("Operation Editor", document)
+        await self._type("operation.graphql", document)
         await self.page.wait_for_function(_TAKEN_IN, arg="".join(document.split()))
 
     async def set_headers(self, headers: Mapping[str, str]) -> None:
         """The Headers tab holds the headers."""
         await self.page.get_by_role("button", name="Headers", exact=True).click()
-        await self._type("Headers", json.dumps(headers))
+        await self._type("request-headers.json", json.dumps(headers))
 
     async def _type(self, editor: str, text: str) -> None:
-        await self.page.get_by_label(editor, exact=True).locator(".monaco-editor").first.click()
+        await self.page.locator(f'.monaco-editor[data-uri$="{editor}"]').click()
         await self.page.keyboard.press("Control+A")
+        await self.page.keyboard.press("Delete")  # a bracket typed over a selection would surround it
         await self.page.keyboard.insert_text(text)
 
     async def run(self, operation: str | None = None) -> None:
