@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from pathlib import Path
 
 import orjson
@@ -58,12 +59,17 @@ _SECURITY_HEADERS = {
 }
 
 
+@cache
+def _schema() -> Schema:
+    return build_schema()
+
+
 def create_app(settings: Settings) -> Starlette:
     """The server of these settings. Raises `SettingsIncomplete` where a secret is missing."""
     configure_logs(settings)
     assert settings.database_url is not None, "the command line starts the embedded PostgreSQL first"
     keys = load_keys(settings)
-    schema = build_schema()
+    schema = _schema()
     database = Database(settings.database_url.get_secret_value(), settings)
     services = Services(
         settings=settings,
@@ -114,6 +120,7 @@ def create_app(settings: Settings) -> Starlette:
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
     )
+    app.state.schema = schema
     app.state.services = services
     app.state.prepared = asyncio.Event()
     app.state.unfit = None

@@ -13,6 +13,7 @@ import pytest
 from ekoyka import embedded, migrate
 from ekoyka.database import Database
 from ekoyka.settings import Mode, Settings
+from tests.client import Client, serving
 from tests.factories import Factory
 
 ADDRESS = "EKOYKA_TEST_DATABASE_URL"
@@ -106,3 +107,10 @@ async def database(database_url: str, settings: Settings) -> AsyncIterator[Datab
 def make(database: Database) -> Factory:
     """Rows for a test, committed at once."""
     return Factory(database)
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    """The application on this test's database."""
+    async with serving(settings) as client:
+        yield client

@@ -1,6 +1,7 @@
 """The embedded PostgreSQL, on the real programs: what a first try, a crash and a second owner meet."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import shutil
@@ -23,8 +24,8 @@ import sys, time
 from pathlib import Path
 from ekoyka import embedded
 server = embedded.start(Path(sys.argv[1]), durable=False)
-print(server.url(), flush=True)
 try:
+    print(server.url(), flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     print((server.data_dir / "cluster" / "postmaster.pid").exists(), flush=True)
@@ -82,6 +83,13 @@ def anything_runs_on(data_dir: Path) -> bool:
         except BlockingIOError:
             return True
         return False
+
+
+def wait_for_the_recovery(data_dir: Path) -> None:
+    log = data_dir / "postgres.log"
+    deadline = time.monotonic() + 60
+    while log.read_text().count("ready to accept connections") < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def test_a_cold_start_says_what_it_does_and_its_database_knows_cyrillic(tmp_path: Path) -> None:
@@ -226,11 +234,22 @@ def test_stop_ends_a_server_whose_supervisor_was_killed(data_dir: Path) -> None:
     assert not server.socket_dir.exists()
 
 
+def test_stop_ends_a_server_that_hangs_in_its_fast_shutdown(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "FAST_STOP_PATIENCE_S", 0.1)
+    with embedded.running(data_dir, durable=False) as server:
+        as_superuser = server.url().replace("ekoyka@", "postgres@")
+        sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+        os.kill(fetch(as_superuser, sql)[0]["pid"], signal.SIGSTOP)
+
+    assert not anything_runs_on(data_dir)
+
+
 def test_a_killed_postgresql_is_started_again_with_its_data(data_dir: Path) -> None:
-    server = embedded.start(data_dir)
-    fetch(server.url(), "INSERT INTO kept VALUES ('до падения')")
-    os.kill(postmaster_pid(data_dir), signal.SIGKILL)
-    embedded.stop(server)
+    with embedded.running(data_dir) as server:
+        fetch(server.url(), "INSERT INTO kept VALUES ('до падения')")
+        os.kill(postmaster_pid(data_dir), signal.SIGKILL)
 
     with embedded.running(data_dir, durable=False) as server:
         assert len(fetch(server.url(), "SELECT FROM kept WHERE name = 'до падения'")) == 1
@@ -273,28 +292,35 @@ def test_ctrl_c_reaches_the_owner_and_not_postgresql(data_dir: Path) -> None:
 
 
 def test_the_log_holds_no_value_and_no_statement(data_dir: Path) -> None:
-    server = embedded.start(data_dir, durable=False)
-    for failing in (
-        "SELECT 'секрет'::int",
-        "INSERT INTO kept VALUES ('секрет'), ('секрет')",
-        "SELECT 'секрет' FROM missing",
-        "DO $$ BEGIN RAISE WARNING 'секрет'; END $$; SELECT 1/0",
-    ):
-        with pytest.raises(asyncpg.PostgresError):
-            fetch(server.url(), failing)
+    with embedded.running(data_dir, durable=False) as server:
+        for failing in (
+            "SELECT 'секрет'::int",
+            "INSERT INTO kept VALUES ('секрет'), ('секрет')",
+            "SELECT 'секрет' FROM missing",
+            "DO $$ BEGIN RAISE WARNING 'секрет'; END $$; SELECT 1/0",
+        ):
+            with pytest.raises(asyncpg.PostgresError):
+                fetch(server.url(), failing)
 
-    async def crash_a_backend() -> None:
-        connection = await asyncpg.connect(server.url())
-        pid = await connection.fetchval("SELECT pg_backend_pid()")
-        running = asyncio.create_task(connection.fetch("SELECT pg_sleep(600), 'секрет'"))
-        await asyncio.sleep(0)
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
-            await running
-        connection.terminate()
+        async def until_the_server_runs(pid: int) -> None:
+            connection = await asyncpg.connect(server.url())
+            sql = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1"
+            while not await connection.fetchval(sql, pid):
+                await asyncio.sleep(0.01)
+            await connection.close()
 
-    asyncio.run(crash_a_backend())
-    embedded.stop(server)
+        async def crash_a_backend() -> None:
+            connection = await asyncpg.connect(server.url())
+            pid = await connection.fetchval("SELECT pg_backend_pid()")
+            running = asyncio.create_task(connection.fetch("SELECT pg_sleep(600), 'секрет'"))
+            await until_the_server_runs(pid)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                await running
+            connection.terminate()
+
+        asyncio.run(crash_a_backend())
+        wait_for_the_recovery(data_dir)
 
     log = (data_dir / "postgres.log").read_text()
     assert "was terminated by signal 9" in log
@@ -339,7 +365,9 @@ def test_a_failed_start_shows_the_end_of_the_log_and_leaves_nothing_behind(data_
     good = configuration.read_text()
     configuration.write_text(good + "no_such_setting = 1\n")
 
-    with pytest.raises(embedded.EmbeddedPostgresError, match=r"did not start .*no_such_setting") as refused:
+    with pytest.raises(
+        embedded.EmbeddedPostgresError, match=r"(?s)did not start .*no_such_setting"
+    ) as refused:
         embedded.start(data_dir, durable=False)
 
     configuration.write_text(good)
@@ -372,13 +400,15 @@ def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
         embedded.start(tmp_path / "file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
+def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path, **_options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
-    with pytest.raises(embedded.EmbeddedPostgresError, match="No permission"):
-        embedded.start(closed / "data")
+    # Root, as whom the tests may run, is refused no real folder.
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with pytest.raises(embedded.EmbeddedPostgresError, match=r"No permission for .*closed"):
+        embedded.start(tmp_path / "closed")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is dropped to another user")

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import ConsoleMessage, Page, Route, async_playwright, expect
+from playwright.async_api import ConsoleMessage, Page, Route, WebSocket, async_playwright, expect
 
 from ekoyka import explorer
 
@@ -51,7 +51,7 @@ class Explorer:
     complaints: list[str] = field(default_factory=list)
 
     async def write(self, document: str) -> None:
-        """The query editor holds the document, typed over what was there, and GraphiQL knows its operations."""
+        """The query editor holds the document instead of what was there, and GraphiQL has taken it in."""
         await self._type("operation.graphql", document)
         await self.page.wait_for_function(_TAKEN_IN, arg="".join(document.split()))
 
@@ -104,12 +104,16 @@ async def opened(url: str, *, path: str = "/graphql") -> AsyncIterator[Explorer]
                     seen.outside.append(route.request.url)
                     await route.abort()
 
+            def note(socket: WebSocket) -> None:
+                if urlsplit(socket.url).netloc != host:
+                    seen.outside.append(socket.url)
+
             def listen(message: ConsoleMessage) -> None:
                 if message.type in ("error", "warning"):
                     seen.complaints.append(message.text)
 
             await page.context.route("**/*", guard)
-            page.on("websocket", lambda ws: None if urlsplit(ws.url).netloc == host else seen.outside.append(ws.url))
+            page.on("websocket", note)
             page.on("console", listen)
             page.on("pageerror", lambda error: seen.complaints.append(str(error)))
             await page.goto(url + path)
