@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +50,7 @@ STOP_PATIENCE_S = 60
 
 # Names the port in the socket's file name; nothing listens on TCP.
 _PORT = 5432
+_SOCKET_DIR_PREFIX = "ekoyka-"
 # sun_path holds 104 bytes on macOS and 108 on Linux, with the final NUL.
 _SOCKET_PATH_BYTES = 103
 
@@ -194,7 +195,9 @@ def _start(data_dir: Path, durable: bool, say: Callable[[str], None]) -> Embedde
     with ExitStack() as undo:
         owner_lock = undo.enter_context(_claim_folder(data_dir))
         programs = _find_programs(data_dir)
+        former = _postmaster_lines(cluster)
         server_lock = undo.enter_context(_claim_server(data_dir, programs, say))
+        _remove_socket_dir(former)
         if shutil.disk_usage(data_dir).free < LEAST_FREE_BYTES:
             raise _disk_full(data_dir)
         if not (cluster / "PG_VERSION").exists():
@@ -392,12 +395,25 @@ def _initialise(data_dir: Path, programs: _Programs, durable: bool) -> None:
 def _make_socket_dir(programs: _Programs) -> Path:
     """A private folder outside the data folder, whose path may be too long for a socket."""
     base = tempfile.gettempdir()
-    longest = f"{base}/ekoyka-12345678/.s.PGSQL.{_PORT}.lock"
+    longest = f"{base}/{_SOCKET_DIR_PREFIX}12345678/.s.PGSQL.{_PORT}.lock"
     if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES:
         base = "/tmp"  # noqa: S108  (mkdtemp makes a private folder in it)
-    socket_dir = Path(tempfile.mkdtemp(prefix="ekoyka-", dir=base))
+    socket_dir = Path(tempfile.mkdtemp(prefix=_SOCKET_DIR_PREFIX, dir=base))
     _give(socket_dir, programs)
     return socket_dir
+
+
+def _remove_socket_dir(postmaster_lines: Sequence[str]) -> None:
+    """The folder that a killed server left behind, named on the fifth line of its pid file.
+
+    Nothing but a socket's folder goes: PostgreSQL's user wrote the line, and root may be reading it.
+    """
+    for folder in map(Path, postmaster_lines[4:5]):
+        if folder.name.startswith(_SOCKET_DIR_PREFIX):
+            with suppress(OSError):
+                for name in f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock":
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
 
 
 def _give(folder: Path, programs: _Programs) -> None:
@@ -422,7 +438,6 @@ def _spawn(
             stdout=log,
             stderr=log,
             cwd="/",
-            env=_environment(),
             pass_fds=(server_lock.fileno(),),
             # The terminal's Ctrl-C goes to its whole process group; PostgreSQL must outlive its clients.
             start_new_session=True,
@@ -499,7 +514,9 @@ def _supervise(lock_fd: int, fast_stop_patience_s: float, socket_dir: str, postg
 
     A process of its own, because nothing in the owner runs after a kill -9.
     """
-    child = subprocess.Popen(postgres, stdin=subprocess.DEVNULL, pass_fds=(lock_fd,))  # noqa: S603
+    child = subprocess.Popen(  # noqa: S603  (our own programs, no shell)
+        postgres, stdin=subprocess.DEVNULL, env=_environment(), pass_fds=(lock_fd,)
+    )
 
     def shut_down(*_: object) -> None:
         # To PostgreSQL an interrupt means a fast shutdown.

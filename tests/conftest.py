@@ -92,6 +92,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
         password_hash_rounds=4,
         read_pool_size=5,
         write_pool_size=20,
+        lapse_interval_s=3600,  # where a test counts statements or events, nothing happens by itself
         log_level="WARNING",
     )
 

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 
 
+ARCHIVED = graph.Filter(
+    type="bool | None",
+    pg="boolean",
+    description="Only archived ones; without it, only those that are not.",
+    sql=lambda row, value: f"({row}.archived_at IS NOT NULL) = {value}",
+    absent=lambda row: f"{row}.archived_at IS NULL",
+)
+
+
 @graph.type_(
     description="How many beds there are, by status; archived ones are not counted.",
 )
@@ -60,12 +69,7 @@ def bed_counts(beds: str, staffed: str) -> str:
             description="Part of the name, in any letter case, ё as е.",
             sql=lambda row, value: contains(f"{row}.name", value),
         ),
-        "archived": graph.Filter(
-            type="bool | None",
-            pg="boolean",
-            description="Only archived ones, or only those that are not.",
-            sql=lambda row, value: f"({row}.archived_at IS NOT NULL) = {value}",
-        ),
+        "archived": ARCHIVED,
     },
     orders={
         "name": graph.Order(sql=lambda row: folded(f"{row}.name"), pg="text", description="The name."),
@@ -128,12 +132,7 @@ class Dispensary:
             description="Only rooms that take these.",
             sql=lambda row, value: f"{row}.sex = ANY({value})",
         ),
-        "archived": graph.Filter(
-            type="bool | None",
-            pg="boolean",
-            description="Only archived ones, or only those that are not.",
-            sql=lambda row, value: f"({row}.archived_at IS NOT NULL) = {value}",
-        ),
+        "archived": ARCHIVED,
     },
     orders={"number": graph.Order(sql=lambda row: natural(f"{row}.number"), pg="text", description="The number.")},
     default_order=(("number", "ASC"),),
@@ -177,12 +176,7 @@ class Room:
             description="Only in one of these statuses.",
             sql=lambda row, value: f"({bed_status(row)}) = ANY({value})",
         ),
-        "archived": graph.Filter(
-            type="bool | None",
-            pg="boolean",
-            description="Only archived ones, or only those that are not.",
-            sql=lambda row, value: f"({row}.archived_at IS NOT NULL) = {value}",
-        ),
+        "archived": ARCHIVED,
     },
     orders={
         "label": graph.Order(sql=lambda row: natural(f"{row}.label"), pg="text", description="The label."),

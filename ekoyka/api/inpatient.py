@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ekoyka.api.enums import BedObstacle, Outcome, ReservationOutcome, Sex  # noqa: F401
+from ekoyka.api.facilities import ARCHIVED
 from ekoyka.api.permissions import (
     CLINICAL,
     CLINICAL_OR_OWN,
@@ -81,12 +82,7 @@ _SEARCH_TEXT = (
                 f"EXISTS (SELECT FROM stay now WHERE now.patient_id = {row}.id AND now.checked_out_at IS NULL) = {value}"
             ),
         ),
-        "archived": graph.Filter(
-            type="bool | None",
-            pg="boolean",
-            description="Only archived ones, or only those that are not.",
-            sql=lambda row, value: f"({row}.archived_at IS NOT NULL) = {value}",
-        ),
+        "archived": ARCHIVED,
     },
     orders={
         "name": graph.Order(sql=lambda row: f"{row}.name_key", pg="text", description="The name, ё as е."),

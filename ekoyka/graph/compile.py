@@ -395,10 +395,13 @@ class Compiler:
         if "last" in given and ("first" in given or "after" in given) or "first" in given and "before" in given:
             raise BadInput("Page forwards with `first` and `after`, or backwards with `last` and `before`.")
         backwards = "last" in given or "before" in given
-        for name, value in given.get("where", {}).items():
-            if value is not None:
-                item = next(f for key, f in decl.where.items() if camel(key) == name)
-                condition = _all(condition, item.sql(row, self.argument((site, ("where", name)), item)))
+        where = given.get("where", {})
+        for name, item in decl.where.items():
+            if where.get(camel(name)) is not None:
+                value = self.argument((site, ("where", camel(name))), item)
+                condition = _all(condition, item.sql(row, value))
+            elif item.absent is not None:
+                condition = _all(condition, item.absent(row))
         keys = self._keys(decl, given.get("orderBy") or [], row)
         signature = ",".join(f"{key.name}{'-' if key.descending else ''}" for key in keys)
         cursor = (

@@ -76,9 +76,13 @@ class Arg:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter(Arg):
-    """A field of a ``where`` input; ``sql(alias, placeholder)`` is its condition."""
+    """A field of a ``where`` input; ``sql(alias, placeholder)`` is its condition.
+
+    ``absent(alias)`` is the condition that holds where the client says nothing.
+    """
 
     sql: Callable[[str, str], str]
+    absent: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

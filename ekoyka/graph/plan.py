@@ -72,7 +72,7 @@ def shape(value: Any) -> Any:
         return tuple(sorted((key, shape(item)) for key, item in value.items()))
     if isinstance(value, list):
         shapes = tuple(shape(item) for item in value)
-        return shapes if any(isinstance(item, tuple | Enum) for item in shapes) else list
+        return shapes if any(isinstance(item, tuple) for item in shapes) else list
     if value is None or isinstance(value, bool | Enum):
         return value
     return str if isinstance(value, str) else type(value)

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ekoyka import feed
 from ekoyka.columns import Email
 from ekoyka.database import constraint_name
-from ekoyka.errors import Conflict, NotFound, Refusal, VersionConflict
+from ekoyka.errors import Conflict, Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.queries import actor_of, confirm
@@ -118,10 +118,14 @@ async def register(session: AsyncSession, *, email: str, password_hash: str, det
 
 
 async def find_credentials(session: AsyncSession, email: str) -> tuple[int, str] | None:
-    """The account's id and password hash, for comparing outside of the transaction."""
+    """The account's id and password hash, for comparing outside of the transaction; None for no account's."""
+    try:
+        address = validated(_Registration, {"email": email}).email
+    except Invalid:
+        return None
     row = (
         await session.execute(
-            select(Account.id, Account.password_hash).where(Account.email == email.strip().lower())  # type: ignore[call-overload]
+            select(Account.id, Account.password_hash).where(Account.email == address)  # type: ignore[call-overload]
         )
     ).one_or_none()
     return (row[0], row[1]) if row else None
@@ -129,6 +133,8 @@ async def find_credentials(session: AsyncSession, email: str) -> tuple[int, str]
 
 async def open_session(session: AsyncSession, *, account_id: int, ttl_s: int) -> SignedIn:
     """A session is open, for an account whose password was right. Raises `AccountBlocked`."""
+    # Waits for a blocking or new password under way, and lets the next one see this session and end it.
+    await session.execute(text("SELECT 1 FROM account WHERE id = :id FOR KEY SHARE"), {"id": account_id})
     actor = await actor_of(session, account_id)
     if actor is None:
         raise AccountBlocked
@@ -145,20 +151,18 @@ async def _next_token(session: AsyncSession, session_id: int) -> str:
     return token
 
 
+# One use at a time, and none while the session is being ended: it must not outlive that by a token.
+_ALIVE = text(
+    """
+    SELECT s.id, s.account_id FROM refresh_token r JOIN session s ON s.id = r.session_id
+    WHERE r.hash = :hash AND s.ended_at IS NULL AND s.expires_at > now()
+    FOR NO KEY UPDATE OF s
+    """
+)
 _USE = text(
-    """
-    UPDATE refresh_token r SET used_at = clock_timestamp() FROM session s
-    WHERE r.hash = :hash AND r.used_at IS NULL
-        AND s.id = r.session_id AND s.ended_at IS NULL AND s.expires_at > now()
-    RETURNING s.id, s.account_id
-    """
+    "UPDATE refresh_token SET used_at = clock_timestamp() WHERE hash = :hash AND used_at IS NULL RETURNING true"
 )
-_END_REUSED = text(
-    """
-    UPDATE session s SET ended_at = clock_timestamp() FROM refresh_token r
-    WHERE r.hash = :hash AND r.used_at IS NOT NULL AND s.id = r.session_id AND s.ended_at IS NULL
-    """
-)
+_END = text("UPDATE session SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL")
 
 
 async def refresh(session: AsyncSession, refresh_token: str) -> SignedIn | None:
@@ -168,14 +172,16 @@ async def refresh(session: AsyncSession, refresh_token: str) -> SignedIn | None:
     committed, so this is an answer and not a refusal (RFC 9700, 4.14.2).
     """
     digest = _digest(refresh_token)
-    used = (await session.execute(_USE, {"hash": digest})).one_or_none()
-    if used is None:
-        await session.execute(_END_REUSED, {"hash": digest})
+    alive = (await session.execute(_ALIVE, {"hash": digest})).one_or_none()
+    if alive is None:
         return None
-    actor = await actor_of(session, used.account_id)
+    if not await session.scalar(_USE, {"hash": digest}):
+        await session.execute(_END, {"id": alive.id})
+        return None
+    actor = await actor_of(session, alive.account_id)
     if actor is None:
         return None
-    return SignedIn(actor, await _next_token(session, used.id))
+    return SignedIn(actor, await _next_token(session, alive.id))
 
 
 async def end_session(session: AsyncSession, refresh_token: str) -> None:
@@ -221,11 +227,14 @@ async def password_hash_of(session: AsyncSession, *, actor: Actor) -> str:
 
 
 async def change_password(session: AsyncSession, *, actor: Actor, password_hash: str) -> Account:
-    """The actor's password is this, and every session of theirs is over."""
+    """The actor's password is this, and every session of theirs is over. Raises `NotAuthenticated`."""
     account = await _locked(session, actor.account_id)
+    # Again, under the lock: the present password was compared in an earlier transaction.
+    await confirm(session, actor)
     account.password_hash = password_hash
-    await _authority_changed(session, account)
     await _end_sessions(session, account.id)
+    access_log.record(session, actor, "password_change", "Account", account.id)
+    await _authority_changed(session, account)
     return account
 
 

@@ -213,8 +213,10 @@ def test_a_start_right_after_a_killed_owner_keeps_what_was_committed(data_dir: P
 def test_a_server_that_lost_owner_and_supervisor_is_replaced(data_dir: Path) -> None:
     owner, _ = owner_process(data_dir)
     orphan = postmaster_pid(data_dir)
+    orphans_socket_dir = Path((data_dir / "cluster" / "postmaster.pid").read_text().splitlines()[4])
     os.kill(os.getsid(orphan), signal.SIGKILL)  # the supervisor leads the session
     kill(owner)
+    assert orphans_socket_dir.exists()
     said: list[str] = []
 
     with embedded.running(data_dir, durable=False, say=said.append) as server:
@@ -222,6 +224,7 @@ def test_a_server_that_lost_owner_and_supervisor_is_replaced(data_dir: Path) -> 
         assert len(fetch(server.url(), "SELECT 1")) == 1
 
     assert "stopping the PostgreSQL of an earlier run…" in said
+    assert not orphans_socket_dir.exists()
 
 
 def test_stop_ends_a_server_whose_supervisor_was_killed(data_dir: Path) -> None:
@@ -305,7 +308,7 @@ def test_the_log_holds_no_value_and_no_statement(data_dir: Path) -> None:
         async def until_the_server_runs(pid: int) -> None:
             connection = await asyncpg.connect(server.url())
             sql = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1"
-            while not await connection.fetchval(sql, pid):
+            while not await connection.fetchval(sql, pid):  # noqa: ASYNC110  (another process decides)
                 await asyncio.sleep(0.01)
             await connection.close()
 

@@ -1,0 +1,226 @@
+"""Statements, pages, permissions and scopes of the read path."""
+
+from typing import Any
+
+import pytest
+from graphql import GraphQLInterfaceType, GraphQLNonNull, GraphQLObjectType, GraphQLUnionType, get_named_type
+
+from ekoyka.graph import declare as graph
+from ekoyka.graph.plan import shape
+from tests.client import gid
+from tests.factories import Factory
+from tests.graph.conftest import World
+
+
+def _selection(type_: Any, depth: int) -> str:
+    """A selection of everything on a type, so deep."""
+    named = get_named_type(type_)
+    if isinstance(named, GraphQLInterfaceType | GraphQLUnionType):
+        return "{ __typename id }"
+    if depth == 0:
+        return "{ __typename }"
+    if not isinstance(named, GraphQLObjectType):
+        return ""
+    parts = ["__typename"]
+    for name, field in named.fields.items():
+        if any(isinstance(argument.type, GraphQLNonNull) for argument in field.args.values()):
+            continue
+        inner = _selection(field.type, depth - 1) if isinstance(get_named_type(field.type), GraphQLObjectType) else ""
+        if inner or (not isinstance(get_named_type(field.type), GraphQLObjectType)):
+            parts.append(f"{name} {inner}")
+    return "{ " + " ".join(parts) + " }"
+
+
+async def test_every_root_field_is_one_statement_whatever_the_depth(world: World) -> None:
+    database, schema = world.client.services.database, world.client.app.state.schema
+    arguments = {
+        "id": world.ids["Dispensary"][0],
+        "ids": [keys[0] for keys in world.ids.values()],
+        "code": "0123456789ABCDEFGHJK",
+        "patientId": world.ids["Patient"][0],
+        "dispensaryId": world.ids["Dispensary"][0],
+    }
+    counted = {}
+    for name, field in schema._schema.query_type.fields.items():
+        needed = {key: str(arg.type) for key, arg in field.args.items() if isinstance(arg.type, GraphQLNonNull)}
+        variables = {key: arguments[key] for key in needed}
+        if "id" in needed and name != "node":
+            variables["id"] = world.ids[name[0].upper() + name[1:]][0]
+        head = "".join(f"${key}: {type_}" for key, type_ in needed.items())
+        given = ", ".join(f"{key}: ${key}" for key in needed)
+        document = (
+            f"query {f'({head})' if needed else ''} {{ {name} {f'({given})' if needed else ''} {_selection(field.type, 4)} }}"
+        )
+        for compiled in (True, False):
+            before = database.statements
+            result = await schema.execute(
+                document, variable_values=variables, context_value=world.run("superadmin", compiled=compiled)
+            )
+            assert result.errors is None, (name, result.errors)
+            counted[name, compiled] = database.statements - before
+
+    assert len(counted) == 2 * len(schema._schema.query_type.fields)
+    assert set(counted.values()) == {1}
+
+
+async def test_no_query_field_mutation_or_subscription_is_without_declared_roles(world: World) -> None:
+    schema = world.client.app.state.schema._schema
+
+    open_fields = [
+        f"{root.name}.{name}"
+        for root in (schema.mutation_type, schema.subscription_type)
+        for name in root.fields
+        if not graph.ROOT_ROLES.get(f"{root.name}.{name}")
+    ]
+    open_queries = [name for name, field in graph.TYPES["Query"].fields.items() if not field.roles]
+    unscoped = [decl.name for decl in graph.TYPES.values() if decl.node and not decl.scope]
+    undeclared = [
+        name
+        for name, type_ in schema.type_map.items()
+        if isinstance(type_, GraphQLObjectType)
+        and not name.startswith("__")
+        and not name.endswith(("Connection", "Edge"))
+        and name not in graph.TYPES
+        and name not in ("Mutation", "Subscription", "PageInfo")
+    ]
+
+    assert open_fields == open_queries == unscoped == undeclared == []
+
+
+async def test_everything_in_the_schema_is_described(world: World) -> None:
+    schema = world.client.app.state.schema._schema
+    bare = []
+    for name, type_ in schema.type_map.items():
+        if name.startswith("__"):
+            continue
+        if not type_.description:
+            bare.append(name)
+        for field_name, field in getattr(type_, "fields", {}).items():
+            if not field.description:
+                bare.append(f"{name}.{field_name}")
+            bare += [
+                f"{name}.{field_name}({argument})"
+                for argument, value in getattr(field, "args", {}).items()
+                if not value.description
+            ]
+        bare += [f"{name}.{value}" for value, item in getattr(type_, "values", {}).items() if not item.description]
+
+    assert bare == []
+
+
+async def test_pages_lead_through_all_rows_in_both_directions(world: World) -> None:
+    client, admin = world.client, world.actors["superadmin"]
+    for order in ("[]", "[{field: ROOM, direction: DESC}, {field: LABEL, direction: ASC}]"):
+        whole = await client.data(f"{{ beds(first: 100, orderBy: {order}) {{ edges {{ node {{ id }} }} }} }}", admin)
+        expected = [edge["node"]["id"] for edge in whole["beds"]["edges"]]
+        for size, place, ahead, end in (
+            ("first", "after", "hasNextPage", "endCursor"),
+            ("last", "before", "hasPreviousPage", "startCursor"),
+        ):
+            query = (
+                f"query ($at: String) {{ beds({size}: 3, {place}: $at, orderBy: {order}) "
+                f"{{ edges {{ node {{ id }} }} pageInfo {{ {ahead} {end} }} }} }}"
+            )
+            found: list[str] = []
+            cursor = None
+            while True:
+                page = (await client.data(query, admin, at=cursor))["beds"]
+                keys = [edge["node"]["id"] for edge in page["edges"]]
+                found = found + keys if size == "first" else keys + found
+                cursor = page["pageInfo"][end]
+                if not page["pageInfo"][ahead]:
+                    break
+            assert found == expected
+    assert len(expected) == 8
+
+
+async def test_a_cursor_of_another_order_and_a_made_up_one_are_refused(world: World) -> None:
+    client, admin = world.client, world.actors["superadmin"]
+    query = "query ($at: String) { stays(after: $at, orderBy: [{field: CHECKED_OUT_AT, direction: ASC}]) { totalCount } }"
+    other = await client.data("{ stays { pageInfo { endCursor } } }", admin)
+
+    for cursor in (other["stays"]["pageInfo"]["endCursor"], "zzz", "", "W10=", "bnVsbA==", "é"):
+        answer = await client.post(query, admin, at=cursor)
+        assert [error["extensions"]["code"] for error in answer["errors"]] == ["BAD_USER_INPUT"], cursor
+
+
+async def test_page_sizes_outside_1_to_100_are_refused_by_name(world: World) -> None:
+    client, admin = world.client, world.actors["superadmin"]
+
+    for arguments in ("first: 0", "first: -1", "first: 101", "last: 0", "first: 1, last: 1", 'first: 1, before: "x"'):
+        assert await client.codes(f"{{ beds({arguments}) {{ totalCount }} }}", admin) == ["BAD_USER_INPUT"]
+        assert await client.codes(f"{{ dispensaries {{ edges {{ node {{ beds({arguments}) {{ totalCount }} }} }} }} }}", admin) == ["BAD_USER_INPUT"]
+
+
+async def test_where_a_role_sees_the_row_but_not_the_field_it_is_null(world: World) -> None:
+    query = "{ beds(where: {status: [OCCUPIED]}) { edges { node { dispensary { name } currentAssignment { stay { diagnosisCode } } } } } }"
+
+    data = await world.client.data(query, world.actors["both"])
+
+    seen = {edge["node"]["dispensary"]["name"]: edge["node"]["currentAssignment"] for edge in data["beds"]["edges"]}
+    assert seen == {"Ёлочка": {"stay": {"diagnosisCode": "F10.2"}}, "Енисей": None}
+
+
+async def test_forbidden_fields_are_named_with_their_path_before_any_sql(world: World) -> None:
+    database = world.client.services.database
+    before = database.statements
+
+    answer = await world.client.post(
+        "{ beds { edges { node { mine: currentAssignment { id } } } } }", world.actors["dispatcher"]
+    )
+
+    assert answer["errors"][0]["path"] == ["beds", "edges", "node", "mine"]
+    assert answer["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+    assert "data" not in answer
+    assert database.statements == before
+
+
+async def test_plans_are_kept_by_document_role_and_shape_and_never_mix_actors(world: World) -> None:
+    planner = world.client.services.planner
+    query = "query ($where: BedWhere) { beds(where: $where) { totalCount } }"
+
+    before = planner.misses
+    totals = [
+        (await world.client.data(query, world.actors[actor], where=where))["beds"]["totalCount"]
+        for actor, where in (
+            ("doctor", {"status": ["FREE"]}),
+            ("doctor", {"status": ["CLEANING", "FREE"]}),
+            ("superadmin", {"status": ["FREE"]}),
+            ("superadmin", {"archived": True}),
+            ("doctor", {"archived": None}),
+        )
+    ]
+
+    assert totals == [1, 2, 3, 2, 4]
+    assert planner.misses - before == 4
+
+
+@pytest.mark.parametrize("count", [60, 120])
+async def test_an_object_may_have_any_number_of_fields(world: World, count: int) -> None:
+    fields = " ".join(f"f{number}: name" for number in range(count))
+
+    data = await world.client.data(f"{{ me {{ {fields} }} }}", world.actors["user"])
+
+    assert len(data["me"]) == count
+
+
+async def test_a_new_row_of_another_dispensary_is_not_reachable_over_any_edge(world: World, make: Factory) -> None:
+    """A patient known here who also stays elsewhere: their stays here are seen, the others are not there."""
+    database = world.client.services.database
+    patient = int((await database.fetch_value("SELECT min(id) FROM patient WHERE code_name IS NOT NULL")))
+    strange = await make.dispensary()
+    row = (await database.fetch("SELECT * FROM patient WHERE id = $1", patient))[0]
+    await make.stay(type("Row", (), {"id": row["id"]})(), await make.bed(strange))  # type: ignore[arg-type]
+
+    data = await world.client.data(
+        "query ($id: ID!) { patient(id: $id) { codeName currentStay { id } stays { totalCount } } }",
+        world.actors["doctor"],
+        id=gid("Patient", patient),
+    )
+
+    assert data["patient"] == {"codeName": "Берёза", "currentStay": None, "stays": {"totalCount": 0}}
+
+
+def test_lists_in_inputs_have_one_shape_whatever_their_length() -> None:
+    assert shape({"a": ["x"]}) == shape({"a": ["y", "z"]})
+    assert shape({"a": None}) != shape({"a": "x"}) != shape({})
