@@ -6,7 +6,6 @@ nothing else, checked for issuer, audience, expiry and key.
 
 import asyncio
 import hashlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -194,7 +193,8 @@ def load_keys(settings: Settings) -> list[str]:
 
 def _kept_key(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    # A name of its own: writing to what a killed process left could write to the key itself.
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     draft.touch(mode=0o600)
     draft.write_text(secrets.token_urlsafe(48))
     try:

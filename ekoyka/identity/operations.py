@@ -162,7 +162,7 @@ _ALIVE = text(
 _USE = text(
     "UPDATE refresh_token SET used_at = clock_timestamp() WHERE hash = :hash AND used_at IS NULL RETURNING true"
 )
-_END = text("UPDATE session SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL")
+_END = text("UPDATE session SET ended_at = clock_timestamp() WHERE id = :id")
 
 
 async def refresh(session: AsyncSession, refresh_token: str) -> SignedIn | None:
@@ -287,7 +287,7 @@ async def grant_role(
         if constraint_name(error) == "fk_role_grant_dispensary_id":
             raise NotFound(("dispensaryId",)) from error
         raise
-    access_log.record(session, actor, "role_grant", "Account", account_id, dispensary_id=dispensary_id)
+    access_log.record(session, actor, f"{role.value.lower()}_grant", "Account", account_id, dispensary_id=dispensary_id)
     await _authority_changed(session, account)
     return account
 
@@ -309,7 +309,7 @@ async def revoke_role(
         raise NotFound
     if role is Role.SUPERADMIN:
         await _keep_a_superadmin(session)
-    access_log.record(session, actor, "role_revoke", "Account", account_id, dispensary_id=dispensary_id)
+    access_log.record(session, actor, f"{role.value.lower()}_revoke", "Account", account_id, dispensary_id=dispensary_id)
     await _authority_changed(session, account)
     return account
 

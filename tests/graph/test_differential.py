@@ -60,9 +60,11 @@ class _Sensible(Visitor):
             return ArgumentNode(name=node.name, value=IntValueNode(value=str(1 + abs(int(value.value)) % 4)))
         owner = ancestors[-1].name.value if hasattr(ancestors[-1], "name") else ancestors[-2].name.value
         if name == "ids" and isinstance(value, ListValueNode):
-            some = [self._id(None, item.value) for item in value.values if isinstance(item, StringValueNode)]
+            some = [self._id(None, item.value) for item in value.values if isinstance(item, StringValueNode | IntValueNode)]
             return ArgumentNode(name=node.name, value=ListValueNode(values=tuple(some)))
-        if isinstance(value, StringValueNode):
+        if name == "orderBy" and isinstance(value, ListValueNode):
+            return ArgumentNode(name=node.name, value=ListValueNode(values=value.values[:1]))
+        if isinstance(value, StringValueNode | IntValueNode):
             if name == "id":
                 return ArgumentNode(name=node.name, value=self._id(_KEY_OF.get(owner), value.value))
             if name in _KEY_OF:
@@ -72,7 +74,7 @@ class _Sensible(Visitor):
         return None
 
     def enter_object_field(self, node: ObjectFieldNode, *_: Any) -> Any:
-        if isinstance(node.value, StringValueNode):
+        if isinstance(node.value, StringValueNode | IntValueNode):
             name = node.name.value
             if name in _KEY_OF:
                 return ObjectFieldNode(name=node.name, value=self._id(_KEY_OF[name], node.value.value))
@@ -96,10 +98,10 @@ async def _answer(world: World, actor: str, document: str, *, compiled: bool, **
 
 async def test_generated_documents_get_the_same_answers_both_ways(world: World) -> None:
     """Several hundred generated documents, each asked by an actor of some kind."""
-    documents: list[tuple[str, str]] = []
+    documents: set[tuple[str, str]] = set()
 
     @settings(
-        max_examples=150,
+        max_examples=300,
         deadline=None,
         database=None,
         derandomize=True,
@@ -115,16 +117,16 @@ async def test_generated_documents_get_the_same_answers_both_ways(world: World) 
         st.sampled_from([*world.actors, "superadmin", "superadmin", "doctor"]),
     )
     def generate(document: Any, actor: str) -> None:
-        documents.append((_sensible(document, world.ids), actor))
+        documents.add((_sensible(document, world.ids), actor))
 
     generate()
     answered = 0
-    for text, actor in documents:
+    for text, actor in sorted(documents):
         compiled = await _answer(world, actor, text, compiled=True)
         executed = await _answer(world, actor, text, compiled=False)
         assert compiled == executed, f"{actor}: {text}"
         answered += compiled[0] is not None
-    assert answered > len(documents) // 4
+    assert answered > 50
 
 
 EVERYTHING = """
