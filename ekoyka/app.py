@@ -36,7 +36,7 @@ from ekoyka.api.identity_mutations import refresh, sign_in
 from ekoyka.api.schema import build_schema
 from ekoyka.certificates import downloads
 from ekoyka.certificates.operations import facts_of, keep_pdf
-from ekoyka.certificates.render import Renderer, RenderBusy, RenderFailed, Unprintable
+from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.errors import Refusal
 from ekoyka.feed import Feed
@@ -87,7 +87,9 @@ def create_app(settings: Settings) -> Starlette:
         async with database, services.feed:
             work = [
                 asyncio.create_task(_prepare(app, database), name="prepare"),
-                asyncio.create_task(_every(settings.lapse_interval_s, lambda: _lapse(database)), name="lapse"),
+                asyncio.create_task(
+                    _every(settings.lapse_interval_s, lambda: _lapse(database)), name="lapse"
+                ),
                 asyncio.create_task(
                     _every(3600, lambda: feed.prune(database, keep_s=settings.feed_retention_s)), name="prune"
                 ),
@@ -196,10 +198,15 @@ async def token(request: Request) -> Response:
     try:
         return await _grant(request, services)
     except OAuth2Error as error:
-        return JSONResponse(dict(error.get_body()), error.status_code, {**_SECURITY_HEADERS, "pragma": "no-cache"})
+        return JSONResponse(
+            dict(error.get_body()), error.status_code, {**_SECURITY_HEADERS, "pragma": "no-cache"}
+        )
     except DatabaseUnavailable:
         return JSONResponse(
-            {"error": "temporarily_unavailable", "error_description": "The database cannot be reached right now."},
+            {
+                "error": "temporarily_unavailable",
+                "error_description": "The database cannot be reached right now.",
+            },
             503,
             {**_SECURITY_HEADERS, "retry-after": "1"},
         )
@@ -245,7 +252,8 @@ async def download(request: Request) -> Response:
     key = downloads.read(services.download_keys, request.path_params["name"])
     if key is None:
         return PlainTextResponse(
-            "Адрес недействителен или устарел: запросите новый.\nThe address is not good (any more): ask for a new one.",
+            "Адрес недействителен или устарел: запросите новый.\n"
+            "The address is not good (any more): ask for a new one.",
             403,
             _SECURITY_HEADERS,
         )
@@ -269,7 +277,8 @@ async def download(request: Request) -> Response:
         )
     except (RenderBusy, RenderFailed, DatabaseUnavailable):
         return PlainTextResponse(
-            "Сейчас не получилось: повторите через несколько секунд.\nNot possible right now: try again in a few seconds.",
+            "Сейчас не получилось: повторите через несколько секунд.\n"
+            "Not possible right now: try again in a few seconds.",
             503,
             {**_SECURITY_HEADERS, "retry-after": "3"},
         )
@@ -332,7 +341,11 @@ async def readyz(request: Request) -> Response:
         checks["migrations"] = await migrate.at_head(services.database)
         checks["database"] = True
     ready = all(checks.values()) and request.app.state.prepared.is_set()
-    answer = {"ready": ready, **checks, **({"reason": request.app.state.unfit} if request.app.state.unfit else {})}
+    answer = {
+        "ready": ready,
+        **checks,
+        **({"reason": request.app.state.unfit} if request.app.state.unfit else {}),
+    }
     return JSONResponse(answer, 200 if ready else 503)
 
 

@@ -66,7 +66,9 @@ def _address(settings: Settings) -> Finding:
 def _explorer() -> Finding:
     return Finding(
         explorer.assets_present(),
-        "The explorer's assets are built." if explorer.assets_present() else "The explorer's assets are missing.",
+        "The explorer's assets are built."
+        if explorer.assets_present()
+        else "The explorer's assets are missing.",
         "With node 20 or newer: make assets. Everything else works without.",
     )
 
@@ -81,7 +83,9 @@ async def _database(database: Database) -> list[Finding]:
             Finding(True, f"PostgreSQL {version} answers and knows Cyrillic."),
             Finding(
                 at_head,
-                f"The schema is at revision {migrate.head()}." if at_head else "The schema is not the newest.",
+                f"The schema is at revision {migrate.head()}."
+                if at_head
+                else "The schema is not the newest.",
                 "ekoyka migrate, or start the server, which does it by itself.",
             ),
         ]
@@ -144,13 +148,15 @@ async def _contents(database: Database) -> list[Finding]:
 def _server(settings: Settings) -> Finding:
     address = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}/readyz"  # noqa: S104
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 -- our own address
+        with urllib.request.urlopen(address, timeout=5) as answer:
             checks = json.load(answer)
     except urllib.error.HTTPError as error:
         checks = json.load(error)
     except (OSError, ValueError):
         return Finding(
-            False, f"No server answers at {address}.", "Start one with `ekoyka serve`, or see EKOYKA_HOST and EKOYKA_PORT."
+            False,
+            f"No server answers at {address}.",
+            "Start one with `ekoyka serve`, or see EKOYKA_HOST and EKOYKA_PORT.",
         )
     missing = ", ".join(name for name, good in checks.items() if good is False)
     return Finding(

@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -23,7 +22,6 @@ from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.errors import Refusal
 from ekoyka.identity.credentials import PasswordHasher, SettingsIncomplete, load_keys
 from ekoyka.identity.operations import create_admin
-from ekoyka.imports import FacilityColumns, StayColumns, import_facilities, import_stays
 from ekoyka.settings import LogFormat, Mode, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -58,7 +56,9 @@ def _plainly() -> Iterator[None]:
         err.print(f"[red]{escape(error.message('ru') if isinstance(error, Refusal) else str(error))}[/]")
         raise typer.Exit(2) from None
     except DatabaseUnavailable:
-        err.print("[red]База данных недоступна: проверьте DATABASE_URL. The database cannot be reached: see DATABASE_URL.[/]")
+        err.print(
+            "[red]База данных недоступна: проверьте DATABASE_URL. The database cannot be reached: see DATABASE_URL.[/]"
+        )
         raise typer.Exit(2) from None
     except _Stop as stop:
         err.print(f"[red]{escape(str(stop))}[/]")
@@ -176,7 +176,9 @@ async def _fill(settings: Settings) -> None:
     for account in accounts:
         out.print(f"  {account.role:<11} {account.email:<28} {account.password:<22} {escape(account.note)}")
     first = accounts[0]
-    out.print("\n[bold]Первый запрос · a first query[/] (GraphiQL, вкладка Headers: токен · the token goes to Headers)")
+    out.print(
+        "\n[bold]Первый запрос · a first query[/] (GraphiQL, вкладка Headers: токен · the token goes to Headers)"
+    )
     out.print(
         escape(
             f'  mutation {{ signIn(input: {{email: "{first.email}", password: "{first.password}"}}) '
@@ -209,7 +211,8 @@ def create_admin_command(
     email: Annotated[str, typer.Option(prompt=True, help="The e-mail address to sign in with.")],
     name: Annotated[str, typer.Option(prompt=True, help="The person's name.")],
     password: Annotated[
-        str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, envvar="EKOYKA_ADMIN_PASSWORD")
+        str,
+        typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, envvar="EKOYKA_ADMIN_PASSWORD"),
     ],
 ) -> None:
     """Make a superadministrator: the first one, or another after a mishap."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
-from sqlalchemy import URL, NullPool, event, text
+from sqlalchemy import URL, NullPool, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -182,7 +182,7 @@ class Database:
         writing = getattr(self.engine.pool, "checkedout", lambda: 0)()
         return {"read": reading, "write": (writing, self.settings.write_pool_size)}
 
-    async def _open_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+    async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         async with self._opening:
             if self._pool is None:
                 # min_size=0: the pool is there even while the database is not.
@@ -229,8 +229,10 @@ def _is_outage(error: DBAPIError) -> bool:
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
     # 08 connection exceptions, 53300 too many connections, 57P0x shutdown and recovery, 3D000 no database
-    return state.startswith(("08", "57P0")) or state in ("53300", "3D000") or (
-        isinstance(error, OperationalError) and not state
+    return (
+        state.startswith(("08", "57P0"))
+        or state in ("53300", "3D000")
+        or (isinstance(error, OperationalError) and not state)
     )
 
 
@@ -239,9 +241,3 @@ def constraint_name(error: DBAPIError) -> str | None:
     cause = getattr(error.orig, "__cause__", None) or error.orig
     name: str | None = getattr(cause, "constraint_name", None)
     return name
-
-
-async def statement(session: AsyncSession, sql: str, **values: Any) -> list[Any]:
-    """The rows of a textual statement, with named values."""
-    result = await session.execute(text(sql), values)
-    return list(result.all()) if result.returns_rows else []

@@ -8,7 +8,7 @@ raises them; the API turns each into the GraphQL type of the same name.
 from typing import Any, ClassVar
 
 
-class Refusal(Exception):  # noqa: N818 -- a refusal is a fact, not an error
+class Refusal(Exception):
     """An operation's named answer «no».
 
     ``fields`` are the columns of the refusal's GraphQL type: ids as integers, instants as datetimes. They

@@ -221,8 +221,8 @@ class Feed:
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
-    def _hear(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
-        for watch in self._watches.get(payload.rpartition(" ")[0], ()):
+    def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        for watch in self._watches.get(str(payload).rpartition(" ")[0], ()):
             watch.ring()
 
     def _ring_all(self) -> None:
@@ -234,7 +234,8 @@ class Feed:
 async def prune(database: Database, *, keep_s: int) -> None:
     """Events older than this are gone from the outbox; a follower that far behind gets a snapshot."""
     await database.fetch(
-        "DELETE FROM feed_event WHERE occurred_at < clock_timestamp() - make_interval(secs => $1)", float(keep_s)
+        "DELETE FROM feed_event WHERE occurred_at < clock_timestamp() - make_interval(secs => $1)",
+        float(keep_s),
     )
 
 

@@ -14,7 +14,15 @@ from time import perf_counter
 from typing import Any
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
 from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,9 +41,7 @@ EXECUTION = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 STATEMENTS = Counter("ekoyka_statements_total", "SQL statements sent.")
-SUBSCRIPTIONS = Gauge(
-    "ekoyka_subscriptions_open", "Subscriptions under way.", multiprocess_mode="livesum"
-)
+SUBSCRIPTIONS = Gauge("ekoyka_subscriptions_open", "Subscriptions under way.", multiprocess_mode="livesum")
 FEED_LAG = Histogram(
     "ekoyka_feed_lag_seconds",
     "Time from an event's writing to its sending.",
@@ -190,7 +196,7 @@ def metrics_text(
     now = _Now()
     now.pools, now.beds, now.feed_connected = pools, beds, feed_connected
     momentary = CollectorRegistry()
-    momentary.register(now)  # type: ignore[arg-type]  # a collector is whatever has collect()
+    momentary.register(now)
     lasting: CollectorRegistry = REGISTRY
     if many_processes:
         lasting = CollectorRegistry()

@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     read_pool_size: int = Field(10, ge=1, le=500, description="Connections for reading, per process.")
     write_pool_size: int = Field(10, ge=1, le=500, description="Connections for changes, per process.")
     pool_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a free connection.")
-    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for the database to answer a connect.")
+    connect_timeout_s: float = Field(
+        5.0, gt=0, description="Longest wait for the database to answer a connect."
+    )
     statement_timeout_s: float = Field(10.0, gt=0, description="Longest run of one SQL statement.")
     token_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
@@ -63,7 +65,9 @@ class Settings(BaseSettings):
     download_ttl_s: int = Field(300, ge=10, le=3600, description="Life of a certificate's download address.")
     password_hash_rounds: int = Field(12, ge=4, le=16, description="bcrypt cost (2 to the power of it).")
     render_timeout_s: float = Field(5.0, gt=0, description="Longest rendering of one certificate.")
-    feed_retention_s: int = Field(7 * 86400, ge=60, description="How long a feed's events can be asked again.")
+    feed_retention_s: int = Field(
+        7 * 86400, ge=60, description="How long a feed's events can be asked again."
+    )
     lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
     log_format: LogFormat = Field(LogFormat.JSON, description="json, or console.")

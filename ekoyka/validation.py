@@ -44,7 +44,9 @@ def validated(model: type[_Model], values: dict[str, Any]) -> _Model:
         message = str(context.get("error", first["msg"]))
         raise Invalid(
             tuple(_camel(str(part)) for part in first["loc"]),
-            ru=_RUSSIAN.get(kind, "Недопустимое значение: {reason}.").format(**{"reason": message, **context}),
+            ru=_RUSSIAN.get(kind, "Недопустимое значение: {reason}.").format(
+                **{"reason": message, **context}
+            ),
             en=_ENGLISH.get(kind, "{reason}.").format(**{"reason": message, **context}),
         ) from None
 

@@ -55,7 +55,9 @@ class Client:
         answer = await self.post(query, actor, **variables)
         return [error["extensions"]["code"] for error in answer.get("errors", [])]
 
-    async def mutate(self, name: str, selection: str, input: dict[str, Any], actor: Actor | None = None) -> dict[str, Any]:
+    async def mutate(
+        self, name: str, selection: str, input: dict[str, Any], actor: Actor | None = None
+    ) -> dict[str, Any]:
         """A mutation's result, with a refusal's code, message and path."""
         type_name = f"{name[0].upper()}{name[1:]}Input"
         field = self.app.state.schema.get_type_by_name("Mutation").get_field(name)

@@ -85,9 +85,7 @@ class Factory:
         dispatcher_of: tuple[Dispensary, ...] = (),
     ) -> Actor:
         """A new account, as an actor."""
-        account = await self.account(
-            superadmin=superadmin, doctor_of=doctor_of, dispatcher_of=dispatcher_of
-        )
+        account = await self.account(superadmin=superadmin, doctor_of=doctor_of, dispatcher_of=dispatcher_of)
         return Actor(
             account_id=account.id,
             auth_version=account.auth_version,

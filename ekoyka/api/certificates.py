@@ -60,7 +60,8 @@ class Certificate:
     """A certificate."""
 
     number: str = graph.expression(
-        lambda row, names: _number(row), "Number and year, such as 12/2026; without gaps in a dispensary's year."
+        lambda row, names: _number(row),
+        "Number and year, such as 12/2026; without gaps in a dispensary's year.",
     )
     language: str = graph.column("ru or en.")
     issued_on: Date = graph.column("The day it was issued, in local time.")
@@ -72,7 +73,9 @@ class Certificate:
     download_url: str = graph.expression(
         lambda row, names: (
             f"{names.actor('base_url')} || '/certificates/' || "
-            + name_sql(f"{row}.id", names.actor("download_ttl_s"), names.actor("pad_in"), names.actor("pad_out"))
+            + name_sql(
+                f"{row}.id", names.actor("download_ttl_s"), names.actor("pad_in"), names.actor("pad_out")
+            )
             + " || '.pdf'"
         ),
         "Where the PDF can be fetched during the next minutes, by whoever has the address.",
@@ -119,14 +122,17 @@ class CertificateVerification:
         lambda row, names: f"{row}.facts->>'organisation'", "The dispensary, by the name printed on it."
     )
     annulled: bool = graph.expression(
-        lambda row, names: f"{row}.annulled_at IS NOT NULL", "Whether it has been annulled: then it certifies nothing."
+        lambda row, names: f"{row}.annulled_at IS NOT NULL",
+        "Whether it has been annulled: then it certifies nothing.",
     )
 
 
 def _code(value: str) -> str:
     code = re.sub(r"[\s-]", "", value).upper()
     if not re.fullmatch(r"[0-9A-Z]{10,64}", code):
-        raise BadInput("A verification code is the letters and digits printed beside the certificate's QR code.")
+        raise BadInput(
+            "A verification code is the letters and digits printed beside the certificate's QR code."
+        )
     return code
 
 

@@ -67,7 +67,13 @@ class Run(ReadContext):
     """One operation's context."""
 
     def __init__(
-        self, services: Services, connection: HTTPConnection, actor: Actor | None, language: str, *, compiled: bool = True
+        self,
+        services: Services,
+        connection: HTTPConnection,
+        actor: Actor | None,
+        language: str,
+        *,
+        compiled: bool = True,
     ) -> None:
         super().__init__(services.planner)
         self.services = services
@@ -137,7 +143,9 @@ class Run(ReadContext):
         """
         assert self.plan is not None
         statement = self.plan.roots[response_key].payloads[type_name]
-        values = {"key": made} if isinstance(made, int) else dict.fromkeys(TYPES[type_name].columns) | dict(made)
+        values = (
+            {"key": made} if isinstance(made, int) else dict.fromkeys(TYPES[type_name].columns) | dict(made)
+        )
         parameters = statement.bind(self.actor_values(), self.plan.variables, values)
         text = await (
             self.database.fetch_value_in(session, statement.sql, *parameters)

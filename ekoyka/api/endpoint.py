@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 import strawberry
@@ -35,6 +35,9 @@ from ekoyka.database import DatabaseUnavailable
 from ekoyka.identity.credentials import NotAuthenticated, ReadToken
 from ekoyka.identity.queries import guard
 from ekoyka.observability import EXECUTION, OPERATIONS, request_id
+
+if TYPE_CHECKING:
+    from strawberry.subscriptions.protocols.graphql_transport_ws.types import Message
 
 log = structlog.get_logger(__name__)
 _JSON = "application/json"
@@ -147,7 +150,7 @@ class Endpoint:
 class PresentedEvents(SchemaExtension):
     """Errors in a socket's frames look as they do over HTTP."""
 
-    def on_stream_result(self, result: Any) -> Iterator[None]:  # type: ignore[override]
+    def on_stream_result(self, result: Any) -> Iterator[None]:
         if result.errors:
             shown = zip(result.errors, present(result.errors), strict=True)
             result.errors = [
@@ -192,7 +195,7 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
             await self.handle_invalid_message("A message is an object.")
             return
         try:
-            await super().handle_message(message)
+            await super().handle_message(cast("Message", message))
         except (TypeError, AttributeError):
             await self.handle_invalid_message("The message is malformed.")
 

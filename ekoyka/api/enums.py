@@ -68,9 +68,7 @@ graph.enum(
         "CLOSED": "Empty, closed.",
     },
 )
-graph.enum(
-    Sex, "Administrative sex, as far as rooms need it.", {"MALE": "Мужской.", "FEMALE": "Женский."}
-)
+graph.enum(Sex, "Administrative sex, as far as rooms need it.", {"MALE": "Мужской.", "FEMALE": "Женский."})
 graph.enum(
     Outcome,
     "How a stay ended.",

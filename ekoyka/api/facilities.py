@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ekoyka.api.enums import BedStatus, RoomSex, ServiceState  # noqa: F401
+from ekoyka.api.enums import BedStatus, RoomSex, ServiceState
 from ekoyka.api.permissions import CLINICAL, DISPENSARIES, STAFF, staff_of
 from ekoyka.columns import contains, folded, natural
 from ekoyka.graph import declare as graph
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ekoyka.api.identity import Practitioner
     from ekoyka.api.inpatient import BedAssignment, Reservation, Stay
     from ekoyka.api.scalars import DateTime, Phone, TimeZone
-
 
 
 ARCHIVED = graph.Filter(
@@ -73,7 +72,9 @@ def bed_counts(beds: str, staffed: str) -> str:
     },
     orders={
         "name": graph.Order(sql=lambda row: folded(f"{row}.name"), pg="text", description="The name."),
-        "created_at": graph.Order(sql=lambda row: f"{row}.created_at", pg="timestamptz", description="When it was made."),
+        "created_at": graph.Order(
+            sql=lambda row: f"{row}.created_at", pg="timestamptz", description="When it was made."
+        ),
     },
     default_order=(("name", "ASC"),),
 )
@@ -134,7 +135,9 @@ class Dispensary:
         ),
         "archived": ARCHIVED,
     },
-    orders={"number": graph.Order(sql=lambda row: natural(f"{row}.number"), pg="text", description="The number.")},
+    orders={
+        "number": graph.Order(sql=lambda row: natural(f"{row}.number"), pg="text", description="The number.")
+    },
     default_order=(("number", "ASC"),),
 )
 class Room:
@@ -193,7 +196,9 @@ class Bed:
 
     label: str = graph.column("Its label, unique in the room, 1 to 40 characters.")
     profile: str = graph.column("What it is for (профиль койки), 1 to 100 characters.")
-    status: BedStatus = graph.expression(lambda row, names: bed_status(row), "Occupancy and service in one word.")
+    status: BedStatus = graph.expression(
+        lambda row, names: bed_status(row), "Occupancy and service in one word."
+    )
     service_state: ServiceState = graph.column("Whether it can be used, whoever lies in it.")
     archived_at: DateTime | None = graph.column("Since when it is archived.")
     version: int = graph.column("Grows with every change; updates pass the one they read.")
@@ -208,7 +213,9 @@ class Bed:
         "bed_id", "Who has lain in it.", roles=CLINICAL
     )
     current_reservation: Reservation | None = graph.one(
-        lambda row, child, names: f"{child}.bed_id = {row}.id AND {child}.ended_at IS NULL AND {child}.until > now()",
+        lambda row, child, names: (
+            f"{child}.bed_id = {row}.id AND {child}.ended_at IS NULL AND {child}.until > now()"
+        ),
         "For whom it is kept now.",
     )
     current_closure: BedClosure | None = graph.one(

@@ -10,7 +10,7 @@ from ekoyka.api.context import Run
 from ekoyka.api.enums import RoomSex, ServiceState
 from ekoyka.api.mutations import Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, CLINICAL, STAFF
-from ekoyka.api.scalars import DateTime, Phone, TimeZone
+from ekoyka.api.scalars import ID, DateTime, Phone, TimeZone
 from ekoyka.errors import Forbidden
 from ekoyka.facilities import operations
 from ekoyka.facilities.operations import Archived, HasHistory, LabelTaken, NumberTaken
@@ -39,7 +39,7 @@ _KEY = "Makes a repeated request harmless: the same key with the same input give
 class Deleted:
     """A deletion."""
 
-    id: ID = graph.expression(  # type: ignore[name-defined]  # noqa: F821
+    id: ID = graph.expression(
         lambda row, names: f"encode(convert_to({row}.type_name || ':' || {row}.key, 'UTF8'), 'base64')",
         "The id that names nothing any more.",
     )
@@ -48,7 +48,9 @@ class Deleted:
 @strawberry.input(description="A new dispensary.")
 class DispensaryCreateInput:
     name: str = field(description="Its name, 1 to 200 characters.")
-    neutral_name: str = field(description="A legal name that does not tell what it treats, 1 to 200 characters.")
+    neutral_name: str = field(
+        description="A legal name that does not tell what it treats, 1 to 200 characters."
+    )
     address: str = field(description="Its address, 1 to 200 characters.")
     time_zone: TimeZone = field(description="Its time zone.")
     phone: Phone | None = field(description="Its phone.", default=None)
@@ -61,7 +63,9 @@ class DispensaryCreateInput:
     idempotency_key: str | None = field(description=_KEY, default=None)
 
 
-@mutation("dispensaryCreate", returns="Dispensary", roles=ADMIN, description="A dispensary joins the network.")
+@mutation(
+    "dispensaryCreate", returns="Dispensary", roles=ADMIN, description="A dispensary joins the network."
+)
 async def dispensary_create(run: Run, session: AsyncSession, input: DispensaryCreateInput) -> int:
     return (await operations.create_dispensary(session, details=given(input))).id
 
@@ -101,7 +105,9 @@ class RecordInput:
     version: int = field(description=_VERSION)
 
 
-async def _archive(run: Run, session: AsyncSession, table: type[Dispensary] | type[Room] | type[Bed], input: RecordInput) -> int:
+async def _archive(
+    run: Run, session: AsyncSession, table: type[Dispensary] | type[Room] | type[Bed], input: RecordInput
+) -> int:
     row = key(table.__name__, input.id, "id")
     await availability.archive(session, table, actor=run.known_actor, key=row, version=input.version)
     return row
@@ -148,7 +154,11 @@ class RoomCreateInput:
 
 
 @mutation(
-    "roomCreate", returns="Room", roles=ADMIN, refusals=(NumberTaken, Archived), description="A dispensary gets a room."
+    "roomCreate",
+    returns="Room",
+    roles=ADMIN,
+    refusals=(NumberTaken, Archived),
+    description="A dispensary gets a room.",
 )
 async def room_create(run: Run, session: AsyncSession, input: RoomCreateInput) -> int:
     row = await operations.create_room(
@@ -170,7 +180,9 @@ class RoomUpdateInput:
     isolation: bool | None = field(description="Whether it is for patients who must be apart.", default=UNSET)
 
 
-@mutation("roomUpdate", returns="Room", roles=CLINICAL, refusals=(NumberTaken,), description="A room is edited.")
+@mutation(
+    "roomUpdate", returns="Room", roles=CLINICAL, refusals=(NumberTaken,), description="A room is edited."
+)
 async def room_update(run: Run, session: AsyncSession, input: RoomUpdateInput) -> int:
     row = await operations.update_room(
         session,
@@ -212,7 +224,9 @@ class BedCreateInput:
     idempotency_key: str | None = field(description=_KEY, default=None)
 
 
-@mutation("bedCreate", returns="Bed", roles=ADMIN, refusals=(LabelTaken, Archived), description="A room gets a bed.")
+@mutation(
+    "bedCreate", returns="Bed", roles=ADMIN, refusals=(LabelTaken, Archived), description="A room gets a bed."
+)
 async def bed_create(run: Run, session: AsyncSession, input: BedCreateInput) -> int:
     row = await operations.create_bed(
         session,
@@ -230,11 +244,17 @@ class BedUpdateInput:
     version: int = field(description=_VERSION)
     label: str | None = field(description="Its label.", default=UNSET)
     profile: str | None = field(description="What it is for.", default=UNSET)
-    room_id: strawberry.ID | None = field(description="Another room of the dispensary to stand in.", default=UNSET)
+    room_id: strawberry.ID | None = field(
+        description="Another room of the dispensary to stand in.", default=UNSET
+    )
 
 
 @mutation(
-    "bedUpdate", returns="Bed", roles=CLINICAL, refusals=(LabelTaken, Archived), description="A bed is edited or moved."
+    "bedUpdate",
+    returns="Bed",
+    roles=CLINICAL,
+    refusals=(LabelTaken, Archived),
+    description="A bed is edited or moved.",
 )
 async def bed_update(run: Run, session: AsyncSession, input: BedUpdateInput) -> int:
     row = await operations.update_bed(
@@ -249,7 +269,11 @@ async def bed_update(run: Run, session: AsyncSession, input: BedUpdateInput) -> 
 
 
 @mutation(
-    "bedArchive", returns="Bed", roles=ADMIN, refusals=(HasOpenStays, BedReserved), description="A bed is archived."
+    "bedArchive",
+    returns="Bed",
+    roles=ADMIN,
+    refusals=(HasOpenStays, BedReserved),
+    description="A bed is archived.",
 )
 async def bed_archive(run: Run, session: AsyncSession, input: RecordInput) -> int:
     return await _archive(run, session, Bed, input)
@@ -320,7 +344,9 @@ async def bed_close(run: Run, session: AsyncSession, input: BedCloseInput) -> in
 @strawberry.input(description="A reservation.")
 class BedReserveInput:
     bed_id: strawberry.ID = field(description="Which bed.")
-    until: DateTime = field(description="Until when it is kept; at most 30 days ahead. Then it lapses by itself.")
+    until: DateTime = field(
+        description="Until when it is kept; at most 30 days ahead. Then it lapses by itself."
+    )
     patient_id: strawberry.ID | None = field(
         description="For whom; null: for somebody on the way. Dispatchers name nobody.", default=None
     )

@@ -10,9 +10,9 @@ from ekoyka.columns import contains, folded
 from ekoyka.graph import declare as graph
 
 if TYPE_CHECKING:
+    from ekoyka.api.enums import Role
     from ekoyka.api.inpatient import Patient
-    from ekoyka.api.scalars import DateTime
-
+    from ekoyka.api.scalars import ID, DateTime
 
 
 @graph.type_(
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
             pg="text",
             description="Only holders of this role.",
             sql=lambda row, value: (
-                f"({value} = 'USER' OR EXISTS (SELECT FROM role_grant g WHERE g.account_id = {row}.id AND g.role = {value}))"
+                f"({value} = 'USER' OR EXISTS (SELECT FROM role_grant g "
+                f"WHERE g.account_id = {row}.id AND g.role = {value}))"
             ),
         ),
     },
@@ -93,7 +94,9 @@ class DispensaryName:
 class Practitioner:
     """A practitioner."""
 
-    account_id: ID = graph.key_of("Account", lambda row: f"{row}.id", "The account's id, for naming who attends.")
+    account_id: ID = graph.key_of(
+        "Account", lambda row: f"{row}.id", "The account's id, for naming who attends."
+    )
     name: str = graph.column("Their name.")
     position: str | None = graph.column("Their position (должность).")
 
@@ -102,7 +105,9 @@ class Queries:
     """Root fields about accounts."""
 
     me: Account = graph.one(
-        lambda row, child, names: f"{child}.id = {names.actor('account')}", "The actor's own account.", roles=SIGNED_IN
+        lambda row, child, names: f"{child}.id = {names.actor('account')}",
+        "The actor's own account.",
+        roles=SIGNED_IN,
     )
     account: Account | None = graph.one(
         lambda row, child, names: f"{child}.id = {names.arg('id')}",
@@ -110,4 +115,6 @@ class Queries:
         args={"id": graph.key("Account", "Its id.")},
         roles=SIGNED_IN,
     )
-    accounts: graph.Connection[Account] = graph.many(lambda row, child, names: "true", "Accounts.", roles=ADMIN)
+    accounts: graph.Connection[Account] = graph.many(
+        lambda row, child, names: "true", "Accounts.", roles=ADMIN
+    )

@@ -12,6 +12,7 @@ from ekoyka.api.context import Run, Services
 from ekoyka.api.enums import Role
 from ekoyka.api.mutations import Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, ANYONE, SIGNED_IN
+from ekoyka.api.scalars import ID, DateTime
 from ekoyka.errors import Invalid
 from ekoyka.graph import declare as graph
 from ekoyka.identity import operations
@@ -43,7 +44,7 @@ class Tokens:
     """What a sign-in gives."""
 
     access_token: str = graph.column("A signed token that says who you are, for some minutes.")
-    expires_at: DateTime = graph.column("When it ends.")  # type: ignore[name-defined]  # noqa: F821
+    expires_at: DateTime = graph.column("When it ends.")
     refresh_token: str = graph.column("Good for one `tokenRefresh`; keep it secret.")
     account: SignedInAccount | None = graph.one("account_id", "Whose it is.")
 
@@ -52,7 +53,7 @@ class Tokens:
 class SignedInAccount:
     """An account at its sign-in."""
 
-    account_id: ID = graph.key_of("Account", lambda row: f"{row}.id", "The account's id.")  # type: ignore[name-defined]  # noqa: F821
+    account_id: ID = graph.key_of("Account", lambda row: f"{row}.id", "The account's id.")
     name: str = graph.column("The person's name.")
 
 
@@ -150,7 +151,9 @@ async def sign_out(run: Run, input: TokenInput) -> Made:
 @strawberry.input(description="A new account.")
 class RegisterInput:
     email: str = field(description="The e-mail address to sign in with.")
-    password: str = field(description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters.")
+    password: str = field(
+        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
+    )
     name: str = field(description="The person's name, 1 to 200 characters.")
     language: str = field(description="The language for messages: ru or en.", default="ru")
 
@@ -198,7 +201,9 @@ async def account_update(run: Run, session: AsyncSession, input: AccountUpdateIn
 @strawberry.input(description="A change of one's own password.")
 class PasswordChangeInput:
     password: str = field(description="The present password.")
-    new_password: str = field(description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters.")
+    new_password: str = field(
+        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
+    )
 
 
 @mutation(
@@ -233,14 +238,17 @@ class RoleInput:
     account_id: strawberry.ID = field(description="Whose.")
     role: Role = field(description="Which; USER is everybody's and is neither granted nor revoked.")
     dispensary_id: strawberry.ID | None = field(
-        description="Over which dispensary; null for SUPERADMIN, which is over the whole network.", default=None
+        description="Over which dispensary; null for SUPERADMIN, which is over the whole network.",
+        default=None,
     )
 
 
 def _place(input: RoleInput) -> int | None:
     if input.role is Role.USER:
         raise Invalid(
-            ("role",), ru="Роль USER есть у всех.", en="Everybody is a USER: it is neither granted nor revoked."
+            ("role",),
+            ru="Роль USER есть у всех.",
+            en="Everybody is a USER: it is neither granted nor revoked.",
         )
     if (input.role is Role.SUPERADMIN) != (input.dispensary_id is None):
         raise Invalid(
@@ -300,11 +308,17 @@ class AccountInput:
     description="An account can do nothing more, at once, also on open subscriptions.",
 )
 async def account_block(run: Run, session: AsyncSession, input: AccountInput) -> int:
-    row = await operations.block_account(session, actor=run.known_actor, account_id=key("Account", input.id, "id"))
+    row = await operations.block_account(
+        session, actor=run.known_actor, account_id=key("Account", input.id, "id")
+    )
     return row.id
 
 
-@mutation("accountUnblock", returns="Account", roles=ADMIN, description="A blocked account can sign in again.")
+@mutation(
+    "accountUnblock", returns="Account", roles=ADMIN, description="A blocked account can sign in again."
+)
 async def account_unblock(run: Run, session: AsyncSession, input: AccountInput) -> int:
-    row = await operations.unblock_account(session, actor=run.known_actor, account_id=key("Account", input.id, "id"))
+    row = await operations.unblock_account(
+        session, actor=run.known_actor, account_id=key("Account", input.id, "id")
+    )
     return row.id

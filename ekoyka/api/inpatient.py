@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ekoyka.api.enums import BedObstacle, Outcome, ReservationOutcome, Sex  # noqa: F401
+from ekoyka.api.enums import BedObstacle, Outcome, ReservationOutcome, Sex
 from ekoyka.api.facilities import ARCHIVED
 from ekoyka.api.permissions import (
     CLINICAL,
@@ -15,7 +15,6 @@ from ekoyka.api.permissions import (
     clinicians_and_patient,
     staff_of,
 )
-from ekoyka.columns import folded
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
 from ekoyka.inpatient.queries import bed_options
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from ekoyka.api.facilities import Bed, Dispensary
     from ekoyka.api.identity import Practitioner
     from ekoyka.api.scalars import Date, DateTime, Phone
-
 
 
 def _words(text: str) -> str:
@@ -79,7 +77,8 @@ _SEARCH_TEXT = (
             pg="boolean",
             description="Only those who stay somewhere now, or only those who do not.",
             sql=lambda row, value: (
-                f"EXISTS (SELECT FROM stay now WHERE now.patient_id = {row}.id AND now.checked_out_at IS NULL) = {value}"
+                f"EXISTS (SELECT FROM stay now WHERE now.patient_id = {row}.id "
+                f"AND now.checked_out_at IS NULL) = {value}"
             ),
         ),
         "archived": ARCHIVED,
@@ -154,7 +153,9 @@ class Patient:
             pg="text::tsquery",
             description=_SEARCH_TEXT,
             decode=_words,
-            sql=lambda row, value: f"{row}.patient_id IN (SELECT f.id FROM patient f WHERE {_search('f', value)})",
+            sql=lambda row, value: (
+                f"{row}.patient_id IN (SELECT f.id FROM patient f WHERE {_search('f', value)})"
+            ),
         ),
         "patient_birth_date": graph.Filter(
             type="Date | None",
@@ -223,7 +224,9 @@ class Stay:
         "Bed-days (койко-дни) so far, in local days: the day of check-in and that of check-out are one.",
     )
     diagnosis_code: str | None = graph.column("ICD-10 code, such as F10.2.", roles=CLINICAL_OR_OWN)
-    board_alias: str | None = graph.column("What a public board may show in place of the name.", roles=CLINICAL)
+    board_alias: str | None = graph.column(
+        "What a public board may show in place of the name.", roles=CLINICAL
+    )
     version: int = graph.column("Grows with every change; updates pass the one they read.")
     patient: Patient = graph.one("patient_id", "Who stays.")
     dispensary: Dispensary = graph.one("dispensary_id", "Where.")
@@ -335,7 +338,9 @@ class Reservation:
     ended_at: DateTime | None = graph.column("When it ended; null while nobody has ended it.")
     outcome: ReservationOutcome | None = graph.column("How it ended.")
     bed: Bed = graph.one("bed_id", "The bed.")
-    patient: Patient | None = graph.one("patient_id", "For whom; null: for somebody on the way.", roles=CLINICAL)
+    patient: Patient | None = graph.one(
+        "patient_id", "For whom; null: for somebody on the way.", roles=CLINICAL
+    )
     reserved_by: Practitioner | None = graph.one("reserved_by_id", "Who made it.")
 
 
@@ -353,7 +358,8 @@ class StayRevision:
         lambda row, names: f"({row}.former->>'checked_in_at')::timestamptz", "When it was said to have begun."
     )
     checked_out_at: DateTime | None = graph.expression(
-        lambda row, names: f"({row}.former->>'checked_out_at')::timestamptz", "When it was said to have ended."
+        lambda row, names: f"({row}.former->>'checked_out_at')::timestamptz",
+        "When it was said to have ended.",
     )
     outcome: Outcome | None = graph.expression(
         lambda row, names: f"{row}.former->>'outcome'", "How it was said to have ended."

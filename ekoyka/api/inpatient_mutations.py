@@ -40,7 +40,9 @@ _KEY = "Makes a repeated request harmless: the same key with the same input give
 @strawberry.input(description="A new patient: a family and a given name, or a code name alone.")
 class PatientRegisterInput:
     dispensary_id: strawberry.ID = field(description="Who registers them.")
-    record_number: str = field(description="Medical record number, 1 to 40 characters, unique in the dispensary.")
+    record_number: str = field(
+        description="Medical record number, 1 to 40 characters, unique in the dispensary."
+    )
     sex: Sex = field(description="Administrative sex.")
     family_name: str | None = field(description="Family name, 1 to 100 characters.", default=None)
     given_name: str | None = field(description="Given name, 1 to 100 characters.", default=None)
@@ -160,11 +162,19 @@ async def patient_link_account(run: Run, session: AsyncSession, input: PatientLi
 class StayCheckInInput:
     patient_id: strawberry.ID = field(description="Who.")
     bed_id: strawberry.ID = field(description="Into which bed.")
-    checked_in_at: DateTime | None = field(description="When, if it was not now; never in the future.", default=None)
-    planned_check_out_on: Date | None = field(description="The day it is planned to end, in local time.", default=None)
+    checked_in_at: DateTime | None = field(
+        description="When, if it was not now; never in the future.", default=None
+    )
+    planned_check_out_on: Date | None = field(
+        description="The day it is planned to end, in local time.", default=None
+    )
     diagnosis_code: str | None = field(description="ICD-10 code, such as F10.2.", default=None)
-    board_alias: str | None = field(description="What a public board may show in place of the name.", default=None)
-    attending_doctor_id: strawberry.ID | None = field(description="The attending doctor's account.", default=None)
+    board_alias: str | None = field(
+        description="What a public board may show in place of the name.", default=None
+    )
+    attending_doctor_id: strawberry.ID | None = field(
+        description="The attending doctor's account.", default=None
+    )
     reservation_id: strawberry.ID | None = field(
         description="A reservation made for somebody on the way, which this check-in fulfils.", default=None
     )
@@ -201,9 +211,13 @@ async def stay_check_in(run: Run, session: AsyncSession, input: StayCheckInInput
             "board_alias": input.board_alias,
         },
         attending_doctor_id=(
-            key("Account", input.attending_doctor_id, "attendingDoctorId") if input.attending_doctor_id else None
+            key("Account", input.attending_doctor_id, "attendingDoctorId")
+            if input.attending_doctor_id
+            else None
         ),
-        reservation_id=key("Reservation", input.reservation_id, "reservationId") if input.reservation_id else None,
+        reservation_id=key("Reservation", input.reservation_id, "reservationId")
+        if input.reservation_id
+        else None,
     )
     return row.id
 
@@ -234,7 +248,9 @@ async def stay_transfer(run: Run, session: AsyncSession, input: StayTransferInpu
         version=input.version,
         bed_id=key("Bed", input.bed_id, "bedId"),
         at=input.at,
-        reservation_id=key("Reservation", input.reservation_id, "reservationId") if input.reservation_id else None,
+        reservation_id=key("Reservation", input.reservation_id, "reservationId")
+        if input.reservation_id
+        else None,
     )
     return row.id
 
@@ -243,7 +259,8 @@ async def stay_transfer(run: Run, session: AsyncSession, input: StayTransferInpu
 class CertificateRequest:
     language: str = field(description="ru or en.", default="ru")
     purpose: str | None = field(
-        description="The whole phrase, such as «для предъявления по месту работы», 1 to 200 characters.", default=None
+        description="The whole phrase, such as «для предъявления по месту работы», 1 to 200 characters.",
+        default=None,
     )
     with_diagnosis: bool = field(description="Whether the diagnosis is printed.", default=False)
     neutral_header: bool = field(description="Whether it bears the dispensary's neutral name.", default=False)
@@ -278,7 +295,9 @@ class StayCheckOutInput:
     id: strawberry.ID = field(description="Which stay.")
     version: int = field(description=_VERSION)
     outcome: Outcome = field(description="How it ended.")
-    at: DateTime | None = field(description="When the patient left, if it was not now; never in the future.", default=None)
+    at: DateTime | None = field(
+        description="When the patient left, if it was not now; never in the future.", default=None
+    )
     certificate: CertificateRequest | None = field(
         description="The certificate to issue at once; null: none.", default=None
     )
@@ -312,7 +331,9 @@ class StayUpdateInput:
     planned_check_out_on: Date | None = field(description="The day it is planned to end.", default=UNSET)
     diagnosis_code: str | None = field(description="ICD-10 code.", default=UNSET)
     board_alias: str | None = field(description="What a public board may show.", default=UNSET)
-    attending_doctor_id: strawberry.ID | None = field(description="The attending doctor's account.", default=UNSET)
+    attending_doctor_id: strawberry.ID | None = field(
+        description="The attending doctor's account.", default=UNSET
+    )
 
 
 @mutation(
@@ -372,7 +393,9 @@ async def stay_correct(run: Run, session: AsyncSession, input: StayCorrectInput)
 @strawberry.input(description="A certificate to issue.")
 class CertificateIssueInput:
     stay_id: strawberry.ID = field(description="Of which stay; it must have ended.")
-    request: CertificateRequest | None = field(description="What it is to say; null: the usual.", default=None)
+    request: CertificateRequest | None = field(
+        description="What it is to say; null: the usual.", default=None
+    )
     idempotency_key: str | None = field(description=_KEY, default=None)
 
 

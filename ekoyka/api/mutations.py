@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar, Union
 
 import orjson
@@ -29,6 +30,7 @@ from ekoyka.identity import idempotency
 from ekoyka.identity.queries import confirm
 
 _ATTEMPTS = 3
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 _REFUSALS: dict[type[Refusal], str] = {}
 _FIELDS: dict[str, StrawberryField] = {}
 _Class = TypeVar("_Class", bound=type)
@@ -84,7 +86,8 @@ def refusal(
 def close_codes() -> None:
     """The enum of codes holds those of every refusal declared; call it once, when all are."""
     texts = {cls.code: (inspect.getdoc(cls) or "").partition("\n")[0] for cls in _REFUSALS}
-    codes: Any = StrEnum("RefusalCode", {code: code for code in sorted(texts)})
+    make_enum: Any = StrEnum
+    codes = make_enum("RefusalCode", {code: code for code in sorted(texts)})
     graph.enum(codes, "The codes of all refusals; they never change.", texts)
 
 
@@ -93,7 +96,9 @@ def key(type_name: str, value: str, *path: str) -> int:
     try:
         return decode_as(type_name, value)
     except BadInput as error:
-        raise Invalid(path, ru=f"Здесь нужен идентификатор {type_name}, полученный от сервера.", en=str(error)) from None
+        raise Invalid(
+            path, ru=f"Здесь нужен идентификатор {type_name}, полученный от сервера.", en=str(error)
+        ) from None
 
 
 def given(value: Any, *, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -180,7 +185,9 @@ def mutation_type() -> type:
     return graph.object_of_fields("Mutation", "Changing.", _FIELDS)
 
 
-async def _in_transaction(run: Run, response_key: str, name: str, returns: str, body: Body, input: Any) -> Any:
+async def _in_transaction(
+    run: Run, response_key: str, name: str, returns: str, body: Body, input: Any
+) -> Any:
     for attempt in range(_ATTEMPTS):
         try:
             run.after_commit.clear()
@@ -220,7 +227,9 @@ def _plainly(value: Any) -> Any:
 
 def _hash(input: Any) -> bytes:
     return hashlib.sha256(
-        orjson.dumps(_plainly(input), default=_plainly, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_SORT_KEYS)
+        orjson.dumps(
+            _plainly(input), default=_plainly, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_SORT_KEYS
+        )
     ).digest()
 
 
@@ -229,15 +238,18 @@ def _refuse_unwritable(value: Any, path: tuple[str, ...]) -> None:
     if is_dataclass(value):
         for field in fields(value):
             name = graph.camel(field.name)
-            _refuse_unwritable(getattr(value, field.name), (*path[1:], name) if path == ("input",) else (*path, name))
+            _refuse_unwritable(
+                getattr(value, field.name), (*path[1:], name) if path == ("input",) else (*path, name)
+            )
     elif isinstance(value, list):
         for item in value:
             _refuse_unwritable(item, path)
-    elif isinstance(value, str) and not isinstance(value, Enum):
-        if "\x00" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
-            raise Invalid(
-                path, ru="Текст содержит знак, который нельзя сохранить.", en="The text has a sign that cannot be kept."
-            )
+    elif isinstance(value, str) and _UNWRITABLE.search(value):
+        raise Invalid(
+            path,
+            ru="Текст содержит знак, который нельзя сохранить.",
+            en="The text has a sign that cannot be kept.",
+        )
 
 
 @refusal(NotFound, "There is no such record, or it is not the actor's to see: the two are one answer.")
@@ -245,7 +257,9 @@ class _NotFound:
     pass
 
 
-@refusal(Invalid, "A value that cannot be meant; `path` names it.", {"reason_ru": "text", "reason_en": "text"})
+@refusal(
+    Invalid, "A value that cannot be meant; `path` names it.", {"reason_ru": "text", "reason_en": "text"}
+)
 class _Invalid:
     pass
 

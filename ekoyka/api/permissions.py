@@ -53,7 +53,11 @@ def _own_patient(patient_id: str) -> RowSql:
 
 def staff_of(dispensary: str = "{row}.dispensary_id") -> Scope:
     """Rows of a dispensary, for those who work there."""
-    return {Role.SUPERADMIN: everywhere, Role.DOCTOR: _in(dispensary), Role.DISPATCHER: _in_dispatch(dispensary)}
+    return {
+        Role.SUPERADMIN: everywhere,
+        Role.DOCTOR: _in(dispensary),
+        Role.DISPATCHER: _in_dispatch(dispensary),
+    }
 
 
 def clinicians_of(dispensary: str = "{row}.dispensary_id") -> Scope:

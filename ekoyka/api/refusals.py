@@ -74,9 +74,13 @@ def _alternatives() -> list[Bed]:
 )
 class _BedOccupied:
     bed: Bed | None = graph.one("bed_id", "The bed.", roles=STAFF)
-    occupied_since: DateTime | None = graph.column("Since when somebody lies in it: the colliding interval's beginning.")
+    occupied_since: DateTime | None = graph.column(
+        "Since when somebody lies in it: the colliding interval's beginning."
+    )
     occupied_until: DateTime | None = graph.column("The colliding interval's end; null while it lasts.")
-    expected_end_on: Date | None = graph.column("When it is planned to end, in local days; null if nothing is planned.")
+    expected_end_on: Date | None = graph.column(
+        "When it is planned to end, in local days; null if nothing is planned."
+    )
     alternatives: list[Bed] = _alternatives()
 
 

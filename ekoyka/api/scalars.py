@@ -6,10 +6,11 @@ from typing import Any, NewType
 import phonenumbers
 import strawberry
 from graphql import GraphQLError
-from strawberry.schema.types.scalar import ScalarDefinition
+from strawberry.types.scalar import ScalarDefinition
 
 from ekoyka.graph import declare as graph
 
+ID = strawberry.ID
 DateTime = NewType("DateTime", datetime)
 Date = NewType("Date", date)
 Phone = NewType("Phone", str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import strawberry
 from graphql import lexicographic_sort_schema, print_schema
@@ -33,6 +33,8 @@ from ekoyka.graph.ids import decode
 if TYPE_CHECKING:
     from graphql import GraphQLError
 
+    Node = Any
+
 DOCUMENTS_KEPT = 1000
 # Modules whose import is their use.
 DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, refusals)
@@ -42,27 +44,36 @@ DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, ref
 class Query(facilities.Queries, inpatient.Queries, identity.Queries, certificates.Queries):
     """The query type."""
 
-    node: Node | None = graph.any_node(  # type: ignore[name-defined]  # noqa: F821
+    node: Node | None = graph.any_node(
         lambda row, names: (names.arg("kind"), names.arg("id")),
         "Any row by its global id; null where there is none that the actor may see.",
         args={
-            "id": graph.Arg(type="ID", pg="bigint", description="Its id.", decode=lambda value: decode(value)[1]),
+            "id": graph.Arg(
+                type="ID", pg="bigint", description="Its id.", decode=lambda value: decode(value)[1]
+            ),
             "kind": graph.Arg(
                 type="ID", pg="text", description="", decode=lambda value: decode(value)[0], part_of="id"
             ),
         },
         roles=SIGNED_IN,
     )
-    nodes: list[Node | None] = graph.any_node(  # type: ignore[name-defined]  # noqa: F821
+    nodes: list[Node | None] = graph.any_node(
         lambda row, names: (names.arg("kinds"), names.arg("ids")),
         "Rows by their global ids, in that order; null where there is none that the actor may see.",
         many=True,
         args={
             "ids": graph.Arg(
-                type="list[ID]", pg="bigint[]", description="Their ids.", decode=lambda value: decode(value)[1]
+                type="list[ID]",
+                pg="bigint[]",
+                description="Their ids.",
+                decode=lambda value: decode(value)[1],
             ),
             "kinds": graph.Arg(
-                type="list[ID]", pg="text[]", description="", decode=lambda value: decode(value)[0], part_of="ids"
+                type="list[ID]",
+                pg="text[]",
+                description="",
+                decode=lambda value: decode(value)[0],
+                part_of="ids",
             ),
         },
         roles=SIGNED_IN,
@@ -72,7 +83,9 @@ class Query(facilities.Queries, inpatient.Queries, identity.Queries, certificate
 class Schema(strawberry.Schema):
     """Strawberry's schema, silent about documents: its log would hold their literals."""
 
-    def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
+    def process_errors(
+        self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
+    ) -> None:
         """Errors are logged where they are shown, without the document."""
 
 

@@ -14,7 +14,7 @@ from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
 from ekoyka.api.context import OutOfSight, Run
-from ekoyka.api.enums import BedChange, FeedKind  # noqa: F401
+from ekoyka.api.enums import BedChange, FeedKind
 from ekoyka.api.facilities import bed_counts
 from ekoyka.api.permissions import STAFF, staff_of
 from ekoyka.feed import Event, lag_s
@@ -40,9 +40,7 @@ _COLUMNS = {
     "occurred_at": "timestamptz",
 }
 # A snapshot's cursor is read in the same statement as its state, so that nothing is missed between the two.
-_CURSOR = (
-    "coalesce({row}.cursor, (SELECT last_cursor FROM feed_topic WHERE topic = 'beds:' || {row}.dispensary_id), 0)"
-)
+_CURSOR = "coalesce({row}.cursor, (SELECT last_cursor FROM feed_topic WHERE topic = 'beds:' || {row}.dispensary_id), 0)"
 
 
 @graph.type_(
@@ -156,7 +154,11 @@ def _subscription(
     return declare
 
 
-_AFTER = ("after", "str | None", "The `cursor` of the last event seen; without it the present state comes first.")
+_AFTER = (
+    "after",
+    "str | None",
+    "The `cursor` of the last event seen; without it the present state comes first.",
+)
 
 
 @_subscription(

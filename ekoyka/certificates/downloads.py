@@ -5,7 +5,6 @@ address, so that a list of certificates stays one statement; the server checks i
 for. The key is derived from a token key for this purpose alone and is good for nothing else.
 """
 
-import hashlib
 import hmac
 import re
 import time

@@ -142,7 +142,8 @@ async def issue(
         neutral_header=wanted.neutral_header,
         verification_code=code,
         facts={
-            key: value.isoformat() if isinstance(value, date) else value for key, value in asdict(facts).items()
+            key: value.isoformat() if isinstance(value, date) else value
+            for key, value in asdict(facts).items()
         },
     )
     session.add(certificate)
@@ -154,12 +155,11 @@ async def issue(
 def facts_of(stored: dict[str, Any]) -> CertificateFacts:
     """The facts as they were when the certificate was issued."""
     days = ("issued_on", "birth_date", "checked_in_on", "checked_out_on")
-    return CertificateFacts(
-        **{
-            key: date.fromisoformat(value) if key in days and value is not None else value
-            for key, value in stored.items()
-        }
-    )
+    values: dict[str, Any] = {
+        key: date.fromisoformat(value) if key in days and value is not None else value
+        for key, value in stored.items()
+    }
+    return CertificateFacts(**values)
 
 
 async def keep_pdf(session: AsyncSession, *, certificate_id: int, pdf: bytes) -> bytes:
@@ -175,7 +175,12 @@ async def keep_pdf(session: AsyncSession, *, certificate_id: int, pdf: bytes) ->
 
 
 def _record(
-    session: AsyncSession, actor: Actor, action: str, certificate: Certificate, stay: Stay, reason: str | None = None
+    session: AsyncSession,
+    actor: Actor,
+    action: str,
+    certificate: Certificate,
+    stay: Stay,
+    reason: str | None = None,
 ) -> None:
     access_log.record(
         session,
@@ -197,7 +202,10 @@ async def _locked(
         raise NotFound(("id",))
     if version is not None and certificate.version != version:
         raise VersionConflict(
-            ("version",), object_type="Certificate", object_id=certificate_id, current_version=certificate.version
+            ("version",),
+            object_type="Certificate",
+            object_id=certificate_id,
+            current_version=certificate.version,
         )
     if certificate.annulled_at is not None:
         raise CertificateAnnulled(("id",), annulled_at=certificate.annulled_at)

@@ -3,7 +3,16 @@
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
@@ -14,9 +23,7 @@ class CertificateCounter(SQLModel, table=True):
     """The last number given out in a dispensary's year; its row lock leaves no gaps."""
 
     __tablename__ = "certificate_counter"
-    dispensary_id: int = Field(
-        sa_column=Column(BigInteger, ForeignKey("dispensary.id"), primary_key=True)
-    )
+    dispensary_id: int = Field(sa_column=Column(BigInteger, ForeignKey("dispensary.id"), primary_key=True))
     year: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     last_number: int
 

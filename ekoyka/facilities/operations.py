@@ -16,7 +16,7 @@ from ekoyka.identity.actors import Actor
 from ekoyka.identity.tables import Role
 from ekoyka.validation import changed, validated
 
-_Row = TypeVar("_Row", Dispensary, Room, Bed)
+_Row = TypeVar("_Row", bound=Dispensary | Room | Bed)
 STAFF_WHO_EDIT = (Role.SUPERADMIN, Role.DOCTOR)
 
 
@@ -57,7 +57,9 @@ async def locked(
 ) -> _Row:
     """The row, locked until the transaction ends. Raises `NotFound` outside the actor's scope, `VersionConflict`."""
     row = await session.get(table, key, with_for_update=True, populate_existing=True)
-    if row is None or not actor.works_in(row.id if isinstance(row, Dispensary) else row.dispensary_id, STAFF_WHO_EDIT):
+    if row is None or not actor.works_in(
+        row.id if isinstance(row, Dispensary) else row.dispensary_id, STAFF_WHO_EDIT
+    ):
         raise NotFound(("id",))
     if version is not None and row.version != version:
         raise VersionConflict(
@@ -86,7 +88,9 @@ async def _flush(session: AsyncSession) -> None:
                 raise
 
 
-async def create_dispensary(session: AsyncSession, *, details: dict[str, Any], source_key: str | None = None) -> Dispensary:
+async def create_dispensary(
+    session: AsyncSession, *, details: dict[str, Any], source_key: str | None = None
+) -> Dispensary:
     """The dispensary is in the network. Raises `Invalid`."""
     row = Dispensary(**validated(DispensaryDetails, details).model_dump(), source_key=source_key)
     session.add(row)
@@ -105,7 +109,9 @@ async def update_dispensary(
     return row
 
 
-async def create_room(session: AsyncSession, *, actor: Actor, dispensary_id: int, details: dict[str, Any]) -> Room:
+async def create_room(
+    session: AsyncSession, *, actor: Actor, dispensary_id: int, details: dict[str, Any]
+) -> Room:
     """The dispensary has the room. Raises `NotFound`, `Archived`, `NumberTaken`, `Invalid`."""
     dispensary = await locked(session, Dispensary, dispensary_id, actor=actor)
     if dispensary.archived_at is not None:
@@ -132,7 +138,9 @@ async def create_bed(session: AsyncSession, *, actor: Actor, room_id: int, detai
     room = await locked(session, Room, room_id, actor=actor)
     if room.archived_at is not None:
         raise Archived(("roomId",))
-    row = Bed(dispensary_id=room.dispensary_id, room_id=room_id, **validated(BedDetails, details).model_dump())
+    row = Bed(
+        dispensary_id=room.dispensary_id, room_id=room_id, **validated(BedDetails, details).model_dump()
+    )
     session.add(row)
     await _flush(session)
     return row

@@ -119,15 +119,16 @@ class Bed(BedDetails, table=True):
     __table_args__ = (
         CheckConstraint("length(label) BETWEEN 1 AND 40", "label"),
         CheckConstraint(
-            "service_state IN ('IN_SERVICE', 'CLEANING', 'CONTAMINATED', 'ISOLATED', 'CLOSED')", "service_state"
+            "service_state IN ('IN_SERVICE', 'CLEANING', 'CONTAMINATED', 'ISOLATED', 'CLOSED')",
+            "service_state",
         ),
         UniqueConstraint("id", "dispensary_id", name="uq_bed_id_dispensary_id"),
         ForeignKeyConstraint(
-            ["room_id", "dispensary_id"], ["room.id", "room.dispensary_id"], name="fk_bed_room_id_dispensary_id"
+            ["room_id", "dispensary_id"],
+            ["room.id", "room.dispensary_id"],
+            name="fk_bed_room_id_dispensary_id",
         ),
-        Index(
-            "uq_bed_label", "room_id", "label", unique=True, postgresql_where=text("archived_at IS NULL")
-        ),
+        Index("uq_bed_label", "room_id", "label", unique=True, postgresql_where=text("archived_at IS NULL")),
         Index("ix_bed_dispensary_id", "dispensary_id"),
         Index("ix_bed_room_id", "room_id"),
     )
@@ -149,7 +150,9 @@ class BedClosure(SQLModel, table=True):
         Index("uq_bed_closure_open", "bed_id", unique=True, postgresql_where=text("reopened_at IS NULL")),
         Index("ix_bed_closure_bed_id", "bed_id", "closed_at"),
         ForeignKeyConstraint(
-            ["bed_id", "dispensary_id"], ["bed.id", "bed.dispensary_id"], name="fk_bed_closure_bed_id_dispensary_id"
+            ["bed_id", "dispensary_id"],
+            ["bed.id", "bed.dispensary_id"],
+            name="fk_bed_closure_bed_id_dispensary_id",
         ),
     )
     id: int = identity()

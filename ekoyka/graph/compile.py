@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
 import orjson
@@ -35,7 +36,17 @@ from graphql import (
 )
 from graphql.execution.values import VariableValues
 
-from ekoyka.graph.declare import TYPES, AbstractDecl, Arg, FieldDecl, LinkDecl, Shape, TypeDecl, ValueDecl, camel
+from ekoyka.graph.declare import (
+    TYPES,
+    AbstractDecl,
+    Arg,
+    FieldDecl,
+    LinkDecl,
+    Shape,
+    TypeDecl,
+    ValueDecl,
+    camel,
+)
 from ekoyka.graph.ids import BadInput, decode_as
 
 LARGEST_PAGE = 100
@@ -203,7 +214,9 @@ class Compiler:
             self._collect(type_name, selection_set, fields, set())
         return fields
 
-    def _collect(self, type_name: str, selection_set: SelectionSetNode, fields: Selections, seen: set[str]) -> None:
+    def _collect(
+        self, type_name: str, selection_set: SelectionSetNode, fields: Selections, seen: set[str]
+    ) -> None:
         for node in selection_set.selections:
             if not self._included(node):
                 continue
@@ -244,7 +257,11 @@ class Compiler:
                     if node.type_condition is not None and node.type_condition.name.value == type_name:
                         return True
                     pending.append(node.selection_set)
-                elif isinstance(node, FragmentSpreadNode) and node.name.value not in seen and self._included(node):
+                elif (
+                    isinstance(node, FragmentSpreadNode)
+                    and node.name.value not in seen
+                    and self._included(node)
+                ):
                     seen.add(node.name.value)
                     fragment = self.fragments[node.name.value]
                     if fragment.type_condition.name.value == type_name:
@@ -303,11 +320,14 @@ class Compiler:
             allowed = self._allowed(decl, field_decl, row, at, nodes[0])
             value = self.field(field_decl, graphql_type.fields[name], row, nodes, at)
             parts.append(
-                f"'{response_key}': " + (value if allowed == "true" else f"CASE WHEN {allowed} THEN {value} END")
+                f"'{response_key}': "
+                + (value if allowed == "true" else f"CASE WHEN {allowed} THEN {value} END")
             )
         return f"JSON_OBJECT({', '.join(parts)} RETURNING json)"
 
-    def _allowed(self, decl: TypeDecl, item: FieldDecl, row: str, path: tuple[str, ...], node: FieldNode) -> str:
+    def _allowed(
+        self, decl: TypeDecl, item: FieldDecl, row: str, path: tuple[str, ...], node: FieldNode
+    ) -> str:
         if item.roles is None:
             return "true"
         if self.actor.roles.isdisjoint(item.roles):
@@ -317,7 +337,12 @@ class Compiler:
         return self.scope(decl, row, item.roles)
 
     def field(
-        self, decl: FieldDecl, definition: GraphQLField, row: str, nodes: list[FieldNode], path: tuple[str, ...]
+        self,
+        decl: FieldDecl,
+        definition: GraphQLField,
+        row: str,
+        nodes: list[FieldNode],
+        path: tuple[str, ...],
     ) -> str:
         """The JSON, or a value that becomes JSON, of one field."""
         if isinstance(decl, ValueDecl):
@@ -338,7 +363,9 @@ class Compiler:
         source = decl.source(row, names) if decl.source else target.source
         condition = _all(decl.on(row, child, names), self.scope(target, child))
         if decl.shape is Shape.ONE:
-            return f"(SELECT {self.object(target, child, sets, path)} FROM {source} {child} WHERE {condition})"
+            return (
+                f"(SELECT {self.object(target, child, sets, path)} FROM {source} {child} WHERE {condition})"
+            )
         if decl.shape is Shape.LIST:
             assert decl.order is not None
             return (
@@ -346,10 +373,17 @@ class Compiler:
                 f"ORDER BY {decl.order(row, child)}), '[]') FROM {source} {child} WHERE {condition})"
             )
         assert site is not None
-        return self._connection(target, str(source), child, condition, Site(definition, nodes[0]), site, sets, path)
+        return self._connection(
+            target, str(source), child, condition, Site(definition, nodes[0]), site, sets, path
+        )
 
     def _abstract(
-        self, decl: AbstractDecl, row: str, site: int | None, sets: Sequence[SelectionSetNode], path: tuple[str, ...]
+        self,
+        decl: AbstractDecl,
+        row: str,
+        site: int | None,
+        sets: Sequence[SelectionSetNode],
+        path: tuple[str, ...],
     ) -> str:
         type_name, key = decl.refs(row, _Names(self, site, decl.args))
         kind, number = ("ref.kind", "ref.key") if decl.many else (type_name, key)
@@ -358,7 +392,9 @@ class Compiler:
             if not target.node or not (self.visible(target) or self.names_type(target.name, sets)):
                 continue
             if not self.visible(target):
-                node = next(node for item in sets for node in item.selections if not isinstance(node, FieldNode))
+                node = next(
+                    node for item in sets for node in item.selections if not isinstance(node, FieldNode)
+                )
                 raise FieldForbidden(path, node)  # type: ignore[arg-type]  # any node of the document will do
             child = self._alias()
             condition = _all(f"{child}.id = {number}", self.scope(target, child))
@@ -392,7 +428,9 @@ class Compiler:
             for name, value in get_argument_values(at.definition, at.node, self.variables).items()
             if value is not None
         }
-        if "last" in given and ("first" in given or "after" in given) or "first" in given and "before" in given:
+        if ("last" in given and ("first" in given or "after" in given)) or (
+            "first" in given and "before" in given
+        ):
             raise BadInput("Page forwards with `first` and `after`, or backwards with `last` and `before`.")
         backwards = "last" in given or "before" in given
         where = given.get("where", {})
@@ -416,7 +454,7 @@ class Compiler:
                 self._parameter(
                     (site, edge, number),
                     f"text::{key.pg}",
-                    lambda run, number=number: decode_cursor(run.arguments[site][edge], signature, keys)[number],
+                    partial(_cursor_part, site, edge, signature, keys, number),
                 )
                 for number, key in enumerate(keys)
             ]
@@ -425,7 +463,12 @@ class Compiler:
         on_page = f"{row}._n <= {size}"
         direction = "DESC" if backwards else "ASC"
 
-        def sub(node_sets: Sequence[SelectionSetNode], type_name: str, render: Callable[[str, list[FieldNode], tuple[str, ...]], str], here: tuple[str, ...]) -> str:
+        def sub(
+            node_sets: Sequence[SelectionSetNode],
+            type_name: str,
+            render: Callable[[str, list[FieldNode], tuple[str, ...]], str],
+            here: tuple[str, ...],
+        ) -> str:
             parts = [
                 f"'{key}': "
                 + (
@@ -450,7 +493,9 @@ class Compiler:
         def parts(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
             if name == "edges":
                 body = sub(_sets(nodes), f"{decl.name}Edge", edges, here)
-                return f"COALESCE(json_agg({body} ORDER BY {row}._n {direction}) FILTER (WHERE {on_page}), '[]')"
+                return (
+                    f"COALESCE(json_agg({body} ORDER BY {row}._n {direction}) FILTER (WHERE {on_page}), '[]')"
+                )
             if name == "pageInfo":
                 return sub(_sets(nodes), "PageInfo", info, here)
             return f"(SELECT count(*) FROM {source} {row} WHERE {condition})"
@@ -513,6 +558,19 @@ def _beyond(keys: "list[_Key]", places: list[str], backwards: bool) -> str:
     return "(" + " OR ".join(steps) + ")"
 
 
+_PARSED: dict[str, Callable[[Any], object]] = {
+    "timestamptz": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "bigint": int,
+    "int": int,
+    "text": str,
+}
+
+
+def _cursor_part(site: int, edge: str, signature: str, keys: "list[_Key]", number: int, run: Binding) -> str:
+    return decode_cursor(run.arguments[site][edge], signature, keys)[number]
+
+
 def decode_cursor(value: str, signature: str, keys: "list[_Key]") -> list[str]:
     """The texts of the order's keys in a cursor. Raises `BadInput` for one that is not of this order."""
     try:
@@ -521,9 +579,7 @@ def decode_cursor(value: str, signature: str, keys: "list[_Key]") -> list[str]:
             if found[0] != signature:
                 raise BadInput("This cursor belongs to a list in another order.")
             for key, part in zip(keys, found[1:], strict=True):
-                {"timestamptz": datetime.fromisoformat, "date": date.fromisoformat, "bigint": int, "int": int}.get(
-                    key.pg, str
-                )(part)
+                _PARSED[key.pg](part)
             return [_clean(str(part)) for part in found[1:]]
     except (binascii.Error, ValueError, TypeError):
         pass
@@ -562,4 +618,3 @@ def _at(value: Any, path: tuple[str | int, ...]) -> Any:
 def _all(*conditions: str) -> str:
     wanted = [condition for condition in conditions if condition != "true"]
     return " AND ".join(wanted) if wanted else "true"
-

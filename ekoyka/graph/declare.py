@@ -198,7 +198,9 @@ def one(
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
     """A field that is one row: by this row's foreign key, or by a condition."""
-    condition: LinkSql = (lambda parent, child, names: f"{child}.id = {parent}.{on}") if isinstance(on, str) else on
+    condition: LinkSql = (
+        (lambda parent, child, names: f"{child}.id = {parent}.{on}") if isinstance(on, str) else on
+    )
     return LinkDecl(
         description=description,
         roles=_roles(roles),
@@ -223,7 +225,9 @@ def many(
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
     """A connection: by the other rows' foreign key to this one, or by a condition."""
-    condition: LinkSql = (lambda parent, child, names: f"{child}.{on} = {parent}.id") if isinstance(on, str) else on
+    condition: LinkSql = (
+        (lambda parent, child, names: f"{child}.{on} = {parent}.id") if isinstance(on, str) else on
+    )
     return LinkDecl(
         description=description,
         roles=_roles(roles),
@@ -363,7 +367,9 @@ def check() -> None:
                 assert item.target in TYPES, f"{where} leads to an undeclared {item.target}"
             if decl.name != "Query" and item.roles is not None and decl.scope is not None:
                 hidden = decl.scope.keys() - item.roles
-                assert not hidden or item.annotation.endswith("| None"), f"{where} is hidden from {hidden}: let it be null"
+                assert not hidden or item.annotation.endswith("| None"), (
+                    f"{where} is hidden from {hidden}: let it be null"
+                )
 
 
 def scalar(name: str, definition: Any) -> None:
@@ -448,7 +454,9 @@ def _strawberry_field(decl: FieldDecl, resolver: Callable[..., Any]) -> Strawber
     arguments: list[StrawberryArgument] = []
     if isinstance(decl, LinkDecl | AbstractDecl):
         arguments += [
-            argument(name, arg.type, arg.description) for name, arg in decl.args.items() if arg.part_of is None
+            argument(name, arg.type, arg.description)
+            for name, arg in decl.args.items()
+            if arg.part_of is None
         ]
     if isinstance(decl, LinkDecl) and decl.shape is Shape.CONNECTION:
         arguments += [argument(*page) for page in PAGE_ARGUMENTS]
@@ -481,7 +489,9 @@ def _made(
     bases: tuple[type, ...] = (),
 ) -> Any:
     """A Strawberry type of these fields. Dataclasses drop the annotations' namespace, so it is set again."""
-    annotations = {item.python_name: item.type_annotation for item in body.values() if isinstance(item, StrawberryField)}
+    annotations = {
+        item.python_name: item.type_annotation for item in body.values() if isinstance(item, StrawberryField)
+    }
     bare = type(name, bases, {**body, "__annotations__": {}, "__module__": __name__})
     made = decorate(bare, name=name, description=description)
     for item in made.__strawberry_definition__.fields:
@@ -511,8 +521,9 @@ def _connection_of(decl: TypeDecl) -> None:
         {item: (arg.type, arg.description) for item, arg in decl.where.items()},
     )
     members = {item.upper(): item.upper() for item in decl.orders}
+    order_field: Any = StrEnum
     enum(
-        StrEnum(f"{name}OrderField", members),  # type: ignore[misc]
+        order_field(f"{name}OrderField", members),
         f"What {name} can be ordered by.",
         {item.upper(): order.description for item, order in decl.orders.items()},
     )
@@ -533,9 +544,7 @@ def _plain(
     decorate: Callable[..., Any] = strawberry.type,
 ) -> Any:
     body = {
-        item: _strawberry_field(
-            FieldDecl(name=item, annotation=type_text, description=text), _pick
-        )
+        item: _strawberry_field(FieldDecl(name=item, annotation=type_text, description=text), _pick)
         for item, (type_text, text) in fields.items()
     }
     return _made(decorate, name, description, body)

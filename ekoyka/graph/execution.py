@@ -81,11 +81,11 @@ class PlannedExecution(SchemaExtension):
     A payload's or subscription's plan waits in the context for its resolver.
     """
 
-    def on_operation(self) -> Iterator[None]:  # type: ignore[override]
+    def on_operation(self) -> Iterator[None]:
         self.execution_context.context = self.execution_context.context.for_operation()
         yield
 
-    async def on_execute(self) -> AsyncIterator[None]:  # type: ignore[override]
+    async def on_execute(self) -> AsyncIterator[None]:
         execution = self.execution_context
         context: ReadContext = execution.context
         assert execution.graphql_document is not None

@@ -102,7 +102,9 @@ class Planner:
         Raises `PlanError`.
         """
         operation = _operation(document, operation_name)
-        variables = get_variable_values(self.schema, operation.variable_definitions or (), dict(raw_variables or {}))
+        variables = get_variable_values(
+            self.schema, operation.variable_definitions or (), dict(raw_variables or {})
+        )
         if isinstance(variables, list):
             raise PlanError([coded(error, "BAD_USER_INPUT") for error in variables])
         key = (text, operation_name, actor.roles, compiled, shape(variables.coerced))
@@ -214,7 +216,9 @@ def payload(compiler: Compiler, decl: TypeDecl, sets: Any, path: tuple[str, ...]
 
 def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
     operations = [item for item in document.definitions if isinstance(item, OperationDefinitionNode)]
-    wanted = [item for item in operations if name is None or (item.name is not None and item.name.value == name)]
+    wanted = [
+        item for item in operations if name is None or (item.name is not None and item.name.value == name)
+    ]
     if len(wanted) == 1:
         return wanted[0]
     message = (
@@ -234,4 +238,3 @@ def coded(error: GraphQLError, code: str) -> GraphQLError:
 def bad_input(error: BadInput, node: FieldNode | None, path: list[str | int]) -> GraphQLError:
     """The GraphQL error of an argument that cannot be meant."""
     return GraphQLError(str(error), node, path=path, extensions={"code": "BAD_USER_INPUT"})
-

@@ -114,7 +114,8 @@ class Tokens:
         self._keys = KeySet(
             [
                 OctKey.import_key(
-                    key, {"kid": hashlib.sha256(key.encode()).hexdigest()[:16], "alg": _ALGORITHM, "use": "sig"}
+                    key,
+                    {"kid": hashlib.sha256(key.encode()).hexdigest()[:16], "alg": _ALGORITHM, "use": "sig"},
                 )
                 for key in keys
             ]

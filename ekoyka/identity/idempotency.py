@@ -10,7 +10,9 @@ from ekoyka.errors import IdempotencyKeyReused
 from ekoyka.identity.actors import Actor
 
 
-async def claim(session: AsyncSession, *, actor: Actor, mutation: str, key: str, input_hash: bytes) -> int | None:
+async def claim(
+    session: AsyncSession, *, actor: Actor, mutation: str, key: str, input_hash: bytes
+) -> int | None:
     """The key is this transaction's, or the row's key that an earlier one made with it is returned.
 
     Waits for a transaction that is using the key right now. Raises `IdempotencyKeyReused`.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,7 +24,6 @@ from ekoyka.identity.actors import Actor
 from ekoyka.identity.queries import actor_of, confirm
 from ekoyka.identity.tables import Account, AccountDetails, RefreshToken, Role, RoleGrant, Session
 from ekoyka.validation import changed, validated
-from pydantic import BaseModel
 
 
 class EmailTaken(Conflict):
@@ -102,7 +102,9 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-async def register(session: AsyncSession, *, email: str, password_hash: str, details: dict[str, Any]) -> Account:
+async def register(
+    session: AsyncSession, *, email: str, password_hash: str, details: dict[str, Any]
+) -> Account:
     """The person has an account. Raises `EmailTaken`, `Invalid`."""
     address = validated(_Registration, {"email": email}).email
     person = validated(AccountDetails, details)
@@ -270,13 +272,28 @@ async def grant_role(
 ) -> Account:
     """The account holds the role; the superadministrator's over the network, others over a dispensary.
 
-    Raises `NotFound`, `RoleHeld`.
+    Raises `Invalid`, `NotFound`, `RoleHeld`.
     """
+    if role is Role.USER:
+        raise Invalid(
+            ("role",),
+            ru="Роль USER есть у всех.",
+            en="Everybody is a USER: it is neither granted nor revoked.",
+        )
+    if (role is Role.SUPERADMIN) != (dispensary_id is None):
+        raise Invalid(
+            ("dispensaryId",),
+            ru="SUPERADMIN — для всей сети, остальные роли — для одного диспансера.",
+            en="SUPERADMIN is over the whole network; other roles are over one dispensary.",
+        )
     await session.execute(_SUPERADMINS)
     account = await _locked(session, account_id)
     session.add(
         RoleGrant(
-            account_id=account_id, role=role.value, dispensary_id=dispensary_id, granted_by_id=actor.account_id
+            account_id=account_id,
+            role=role.value,
+            dispensary_id=dispensary_id,
+            granted_by_id=actor.account_id,
         )
     )
     try:
@@ -287,7 +304,9 @@ async def grant_role(
         if constraint_name(error) == "fk_role_grant_dispensary_id":
             raise NotFound(("dispensaryId",)) from error
         raise
-    access_log.record(session, actor, f"{role.value.lower()}_grant", "Account", account_id, dispensary_id=dispensary_id)
+    access_log.record(
+        session, actor, f"{role.value.lower()}_grant", "Account", account_id, dispensary_id=dispensary_id
+    )
     await _authority_changed(session, account)
     return account
 
@@ -309,7 +328,9 @@ async def revoke_role(
         raise NotFound
     if role is Role.SUPERADMIN:
         await _keep_a_superadmin(session)
-    access_log.record(session, actor, f"{role.value.lower()}_revoke", "Account", account_id, dispensary_id=dispensary_id)
+    access_log.record(
+        session, actor, f"{role.value.lower()}_revoke", "Account", account_id, dispensary_id=dispensary_id
+    )
     await _authority_changed(session, account)
     return account
 

@@ -6,6 +6,7 @@ operation locks the bed first; see `stays` for the order of locks.
 
 from datetime import datetime, timedelta
 
+from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,7 +22,6 @@ from ekoyka.identity.tables import Role
 from ekoyka.inpatient.queries import BedChange, alternatives, collision, patient_in_dispensaries, publish_beds
 from ekoyka.inpatient.tables import Patient, Reservation, ReservationOutcome
 from ekoyka.validation import validated
-from pydantic import BaseModel
 
 LONGEST_RESERVATION = timedelta(days=30)
 WHO_RESERVES = (Role.SUPERADMIN, Role.DOCTOR, Role.DISPATCHER)
@@ -93,7 +93,9 @@ async def now(session: AsyncSession) -> datetime:
 async def open_reservation(session: AsyncSession, bed_id: int) -> Reservation | None:
     """The reservation in force on a bed."""
     found = await session.execute(
-        text("SELECT id FROM reservation WHERE bed_id = :bed AND ended_at IS NULL AND until > clock_timestamp()"),
+        text(
+            "SELECT id FROM reservation WHERE bed_id = :bed AND ended_at IS NULL AND until > clock_timestamp()"
+        ),
         {"bed": bed_id},
     )
     key = found.scalar()
@@ -104,7 +106,9 @@ async def refuse_unusable(session: AsyncSession, bed: Bed, *, patient_id: int | 
     """Raises `BedClosed` or `BedNotReady` with other beds, unless the bed is in service."""
     if bed.service_state == ServiceState.IN_SERVICE:
         return
-    others = await alternatives(session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id)
+    others = await alternatives(
+        session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id
+    )
     if bed.service_state == ServiceState.CLOSED:
         closure = (
             await session.execute(
@@ -122,7 +126,9 @@ async def refuse_unusable(session: AsyncSession, bed: Bed, *, patient_id: int | 
     raise BedNotReady(("bedId",), bed_id=bed.id, service_state=bed.service_state, alternative_ids=others)
 
 
-async def refuse_occupied(session: AsyncSession, bed: Bed, *, since: datetime, patient_id: int | None = None) -> None:
+async def refuse_occupied(
+    session: AsyncSession, bed: Bed, *, since: datetime, patient_id: int | None = None
+) -> None:
     """Raises `BedOccupied` when somebody lies in the bed at any time from then on."""
     inside = await collision(session, bed_id=bed.id, since=since)
     if inside is not None:
@@ -195,7 +201,8 @@ async def visible_patient(
     known = await session.scalar(
         text(
             "SELECT true FROM patient p WHERE p.id = :id AND (:everywhere OR "
-            f"{patient_in_dispensaries('p', 'CAST(:ids AS bigint[])')})" + (" FOR UPDATE OF p" if lock else "")
+            f"{patient_in_dispensaries('p', 'CAST(:ids AS bigint[])')})"
+            + (" FOR UPDATE OF p" if lock else "")
         ),
         {"id": patient_id, "everywhere": actor.superadmin, "ids": sorted(actor.doctor_of)},
     )
@@ -222,7 +229,9 @@ async def reserve_bed(
         await visible_patient(session, actor=actor, patient_id=patient_id)
     instant = await now(session)
     if until <= instant:
-        raise Invalid(("until",), ru="Бронь должна заканчиваться в будущем.", en="A reservation ends in the future.")
+        raise Invalid(
+            ("until",), ru="Бронь должна заканчиваться в будущем.", en="A reservation ends in the future."
+        )
     if until - instant > LONGEST_RESERVATION:
         raise Invalid(("until",), ru="Бронь — не дольше 30 дней.", en="A reservation lasts at most 30 days.")
     await refuse_occupied(session, bed, since=instant, patient_id=patient_id)
@@ -311,7 +320,12 @@ async def lapse_reservations(session: AsyncSession) -> int:
 
 
 async def archive(
-    session: AsyncSession, table: type[Dispensary] | type[Room] | type[Bed], *, actor: Actor, key: int, version: int
+    session: AsyncSession,
+    table: type[Dispensary] | type[Room] | type[Bed],
+    *,
+    actor: Actor,
+    key: int,
+    version: int,
 ) -> None:
     """The dispensary, room or bed is archived, with all that is in it.
 
@@ -327,7 +341,8 @@ async def archive(
     )
     row = await locked(session, table, key, actor=actor, version=version)
     taken = await session.scalar(
-        text("SELECT count(*) FROM bed_assignment WHERE bed_id = ANY(:beds) AND ended_at IS NULL"), {"beds": beds}
+        text("SELECT count(*) FROM bed_assignment WHERE bed_id = ANY(:beds) AND ended_at IS NULL"),
+        {"beds": beds},
     )
     if taken:
         raise HasOpenStays(("id",), open_stays=taken)
@@ -351,7 +366,9 @@ async def archive(
     inside = {"key": key, "at": instant}
     if table is not Bed:
         await session.execute(
-            text(f"UPDATE bed SET archived_at = :at, version = version + 1 WHERE {column} = :key AND archived_at IS NULL"),
+            text(
+                f"UPDATE bed SET archived_at = :at, version = version + 1 WHERE {column} = :key AND archived_at IS NULL"
+            ),
             inside,
         )
     if table is Dispensary:
@@ -365,5 +382,3 @@ async def archive(
     if beds:
         dispensary_id = row.id if isinstance(row, Dispensary) else row.dispensary_id
         await publish_beds(session, dispensary_id, *((bed, BedChange.ARCHIVED) for bed in beds))
-
-

@@ -51,9 +51,7 @@ async def _flush(session: AsyncSession) -> None:
 def _past_birth(details: PatientDetails) -> PatientDetails:
     # A day of tolerance: it may be tomorrow already where the dispensary is.
     if details.birth_date is not None and (details.birth_date - datetime.now(UTC).date()).days > 1:
-        raise Invalid(
-            ("birthDate",), ru="Дата рождения в будущем.", en="The birth date is in the future."
-        )
+        raise Invalid(("birthDate",), ru="Дата рождения в будущем.", en="The birth date is in the future.")
     return details
 
 

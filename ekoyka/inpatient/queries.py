@@ -171,9 +171,7 @@ async def collision(
 _STATUSES = text(f"SELECT b.id, {bed_status('b')} FROM bed b WHERE b.id = ANY(:beds)")
 
 
-async def publish_beds(
-    session: AsyncSession, dispensary_id: int, *changes: tuple[int, BedChange]
-) -> None:
+async def publish_beds(session: AsyncSession, dispensary_id: int, *changes: tuple[int, BedChange]) -> None:
     """The dispensary's feed tells of the beds' changes, each with the status it leads to. Call it last."""
     await session.flush()
     found = await session.execute(_STATUSES, {"beds": [bed for bed, _ in changes]})

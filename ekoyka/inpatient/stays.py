@@ -29,7 +29,15 @@ from ekoyka.inpatient.availability import (
     visible_patient,
 )
 from ekoyka.inpatient.queries import BedChange, alternatives, collision, publish_beds
-from ekoyka.inpatient.tables import BedAssignment, Outcome, Patient, ReservationOutcome, Stay, StayPlan, StayRevision
+from ekoyka.inpatient.tables import (
+    BedAssignment,
+    Outcome,
+    Patient,
+    ReservationOutcome,
+    Stay,
+    StayPlan,
+    StayRevision,
+)
 from ekoyka.validation import changed, validated
 
 CLINICIANS = (Role.SUPERADMIN, Role.DOCTOR)
@@ -123,7 +131,9 @@ async def _refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> Non
         )
 
 
-async def _take_reservation(session: AsyncSession, bed: Bed, patient: Patient, reservation_id: int | None) -> None:
+async def _take_reservation(
+    session: AsyncSession, bed: Bed, patient: Patient, reservation_id: int | None
+) -> None:
     """A reservation for the patient, or the one that the actor names, is fulfilled; another stands in the way."""
     kept = await open_reservation(session, bed.id)
     if kept is None:
@@ -176,7 +186,8 @@ async def _refuse_admitted(
 async def _refuse_doctor(session: AsyncSession, dispensary_id: int, account_id: int | None) -> None:
     if account_id is not None and not await session.scalar(
         text(
-            "SELECT true FROM role_grant WHERE account_id = :account AND role = 'DOCTOR' AND dispensary_id = :dispensary"
+            "SELECT true FROM role_grant "
+            "WHERE account_id = :account AND role = 'DOCTOR' AND dispensary_id = :dispensary"
         ),
         {"account": account_id, "dispensary": dispensary_id},
     ):
@@ -468,7 +479,9 @@ async def correct(
             raise InFuture((name,), now=instant)
     if (checked_out_at is not None or outcome is not None) and stay.checked_out_at is None:
         raise Invalid(
-            ("checkedOutAt",), ru="Пациент ещё не выписан: выпишите его.", en="The stay is open: check the patient out."
+            ("checkedOutAt",),
+            ru="Пациент ещё не выписан: выпишите его.",
+            en="The stay is open: check the patient out.",
         )
     begins, ends = checked_in_at or stay.checked_in_at, checked_out_at or stay.checked_out_at
     if ends is not None and ends < begins:
@@ -511,7 +524,9 @@ async def correct(
         stay.outcome = outcome.value
     for assignment in {first.id: first, last.id: last}.values():
         if assignment.ended_at is not None and assignment.ended_at < assignment.started_at:
-            raise CheckOutBeforeCheckIn(("checkedInAt",), stay_id=stay.id, checked_in_at=assignment.started_at)
+            raise CheckOutBeforeCheckIn(
+                ("checkedInAt",), stay_id=stay.id, checked_in_at=assignment.started_at
+            )
         with session.no_autoflush:
             inside = await collision(
                 session,

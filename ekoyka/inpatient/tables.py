@@ -49,7 +49,9 @@ class ReservationOutcome(StrEnum):
 # ICD-10: a letter, two digits, and up to two more after a dot (F10.20; WHO, volume 2, 2.4.1).
 DiagnosisCode = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][0-9][0-9A-Za-z](\.[0-9A-Za-z]{1,4})?$"),
+    StringConstraints(
+        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][0-9][0-9A-Za-z](\.[0-9A-Za-z]{1,4})?$"
+    ),
 ]
 RecordNumber = Annotated[Line, StringConstraints(max_length=40)]
 
@@ -107,7 +109,10 @@ class Patient(PatientDetails, table=True):
         CheckConstraint("sex IN ('MALE', 'FEMALE')", "sex"),
         Index("uq_patient_record_number", "dispensary_id", "record_number", unique=True),
         Index(
-            "uq_patient_account_id", "account_id", unique=True, postgresql_where=text("account_id IS NOT NULL")
+            "uq_patient_account_id",
+            "account_id",
+            unique=True,
+            postgresql_where=text("account_id IS NOT NULL"),
         ),
         Index("ix_patient_search", "search", postgresql_using="gin"),
         Index("ix_patient_name_key", "name_key", "id"),
@@ -124,7 +129,9 @@ class Patient(PatientDetails, table=True):
         default=None,
         sa_column=Column(
             TSVECTOR,
-            Computed(f"to_tsvector('simple', {_FOLDED_NAMES} || ' ' || lower(record_number))", persisted=True),
+            Computed(
+                f"to_tsvector('simple', {_FOLDED_NAMES} || ' ' || lower(record_number))", persisted=True
+            ),
             nullable=False,
         ),
     )
@@ -147,9 +154,7 @@ class Stay(StayPlan, table=True):
     __table_args__ = (
         CheckConstraint("checked_out_at >= checked_in_at", "interval"),
         CheckConstraint("(checked_out_at IS NULL) = (outcome IS NULL)", "outcome_at_end"),
-        CheckConstraint(
-            "outcome IN ('DISCHARGED', 'LEFT_AGAINST_ADVICE', 'TRANSFERRED', 'DIED')", "outcome"
-        ),
+        CheckConstraint("outcome IN ('DISCHARGED', 'LEFT_AGAINST_ADVICE', 'TRANSFERRED', 'DIED')", "outcome"),
         UniqueConstraint("id", "dispensary_id", name="uq_stay_id_dispensary_id"),
         Index(
             "uq_stay_open_patient", "patient_id", unique=True, postgresql_where=text("checked_out_at IS NULL")
@@ -202,7 +207,9 @@ class BedAssignment(SQLModel, table=True):
             name="fk_bed_assignment_stay_id_dispensary_id",
         ),
         Index("uq_bed_assignment_open_bed", "bed_id", unique=True, postgresql_where=text("ended_at IS NULL")),
-        Index("uq_bed_assignment_open_stay", "stay_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        Index(
+            "uq_bed_assignment_open_stay", "stay_id", unique=True, postgresql_where=text("ended_at IS NULL")
+        ),
         ExcludeConstraint(
             (text("int8range(bed_id, bed_id, '[]')"), "&&"),
             (text("tstzrange(started_at, ended_at)"), "&&"),

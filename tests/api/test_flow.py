@@ -9,7 +9,9 @@ from tests.client import Client, gid
 from tests.factories import Factory
 
 
-async def test_a_patient_is_registered_admitted_moved_discharged_and_certified(client: Client, make: Factory) -> None:
+async def test_a_patient_is_registered_admitted_moved_discharged_and_certified(
+    client: Client, make: Factory
+) -> None:
     admin = await make.actor(superadmin=True)
     place = await client.mutate(
         "dispensaryCreate",
@@ -23,10 +25,15 @@ async def test_a_patient_is_registered_admitted_moved_discharged_and_certified(c
         admin,
     )
     room = await client.mutate(
-        "roomCreate", "... on Room { id }", {"dispensaryId": place["id"], "number": "1", "sex": "FEMALE"}, admin
+        "roomCreate",
+        "... on Room { id }",
+        {"dispensaryId": place["id"], "number": "1", "sex": "FEMALE"},
+        admin,
     )
     first, second = [
-        await client.mutate("bedCreate", "... on Bed { id status }", {"roomId": room["id"], "label": label}, admin)
+        await client.mutate(
+            "bedCreate", "... on Bed { id status }", {"roomId": room["id"], "label": label}, admin
+        )
         for label in "АБ"
     ]
     patient = await client.mutate(
@@ -95,14 +102,22 @@ async def test_a_doctor_sees_their_own_dispensary_and_nothing_else(client: Clien
 
     for type_name, (own, strange) in rows.items():
         field = type_name.lower()
-        query = f"query ($id: ID!) {{ one: {field}(id: $id) {{ id }} node(id: $id) {{ id }} nodes(ids: [$id]) {{ id }} }}"
+        query = (
+            f"query ($id: ID!) {{ one: {field}(id: $id) {{ id }} "
+            "node(id: $id) { id } nodes(ids: [$id]) { id } }"
+        )
         mine = await client.data(query, doctor, id=gid(type_name, own))
         theirs = await client.post(query, doctor, id=gid(type_name, strange))
         missing = await client.post(query, doctor, id=gid(type_name, 10**9))
-        assert mine == {"one": {"id": gid(type_name, own)}, "node": {"id": gid(type_name, own)}, "nodes": [{"id": gid(type_name, own)}]}
+        assert mine == {
+            "one": {"id": gid(type_name, own)},
+            "node": {"id": gid(type_name, own)},
+            "nodes": [{"id": gid(type_name, own)}],
+        }
         assert theirs == missing == {"data": {"one": None, "node": None, "nodes": [None]}}
     lists = await client.data(
-        "{ dispensaries { totalCount } beds { totalCount } patients { totalCount } stays { totalCount } rooms { totalCount } }",
+        "{ dispensaries { totalCount } beds { totalCount } patients { totalCount } "
+        "stays { totalCount } rooms { totalCount } }",
         doctor,
     )
     assert {name: item["totalCount"] for name, item in lists.items()} == dict.fromkeys(lists, 1)
@@ -114,7 +129,10 @@ async def test_a_patient_sees_their_own_record_once_it_is_linked(client: Client,
     patient = await make.patient(place)
     await make.stay(patient, await make.bed(place), diagnosis_code="F10.2")
     await make.stay(await make.patient(place), await make.bed(place))
-    query = "{ me { patient { familyName } } stays { edges { node { diagnosisCode patient { id } dispensary { name } } } } }"
+    query = (
+        "{ me { patient { familyName } } "
+        "stays { edges { node { diagnosisCode patient { id } dispensary { name } } } } }"
+    )
 
     before = await client.data(query, user)
     linked = await client.mutate(
@@ -129,7 +147,11 @@ async def test_a_patient_sees_their_own_record_once_it_is_linked(client: Client,
     assert linked["version"] == 2
     assert after["me"]["patient"] == {"familyName": patient.family_name}
     assert [edge["node"] for edge in after["stays"]["edges"]] == [
-        {"diagnosisCode": "F10.2", "patient": {"id": gid("Patient", patient)}, "dispensary": {"name": place.name}}
+        {
+            "diagnosisCode": "F10.2",
+            "patient": {"id": gid("Patient", patient)},
+            "dispensary": {"name": place.name},
+        }
     ]
     assert await client.codes("{ stays { edges { node { boardAlias } } } }", user) == ["FORBIDDEN"]
 
@@ -157,7 +179,11 @@ async def test_a_dispatcher_reserves_but_sees_no_patient(client: Client, make: F
     named = await client.mutate(
         "bedReserve",
         "... on Reservation { id }",
-        {"bedId": gid("Bed", await make.bed(place)), "until": _tomorrow(), "patientId": gid("Patient", patient)},
+        {
+            "bedId": gid("Bed", await make.bed(place)),
+            "until": _tomorrow(),
+            "patientId": gid("Patient", patient),
+        },
         dispatcher,
     )
 
@@ -169,7 +195,8 @@ async def test_a_dispatcher_reserves_but_sees_no_patient(client: Client, make: F
     for forbidden in (
         "{ beds { edges { node { currentAssignment { id } } } } }",
         "{ reservations { edges { node { patient { id } } } } }",
-        f'{{ bedOptions(patientId: "{gid("Patient", patient)}", dispensaryId: "{gid("Dispensary", place)}") {{ suits }} }}',
+        f'{{ bedOptions(patientId: "{gid("Patient", patient)}", '
+        f'dispensaryId: "{gid("Dispensary", place)}") {{ suits }} }}',
     ):
         assert await client.codes(forbidden, dispatcher) == ["FORBIDDEN"]
 
@@ -181,7 +208,8 @@ def _tomorrow() -> str:
 async def test_bed_options_give_the_best_first_and_every_reason(client: Client, make: Factory) -> None:
     place = await make.dispensary()
     men, women, any_ = [
-        await make.room(place, number=number, sex=sex) for number, sex in (("10", "MALE"), ("2", "FEMALE"), ("3", "ANY"))
+        await make.room(place, number=number, sex=sex)
+        for number, sex in (("10", "MALE"), ("2", "FEMALE"), ("3", "ANY"))
     ]
     apart = await make.room(place, number="4", sex="ANY", isolation=True)
     beds = {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -50,22 +51,36 @@ async def world(client: Client, make: Factory) -> World:
             await make.bed(place, women, archived_at=now),
         ]
         people = [
-            await make.patient(place, family_name="Фёдоров", given_name="Семён", birth_date=date(1980, 2, 29)),
-            await make.patient(place, family_name="Фёдорова", given_name="Анна", sex="FEMALE", patronymic="Ёвна"),
+            await make.patient(
+                place, family_name="Фёдоров", given_name="Семён", birth_date=date(1980, 2, 29)
+            ),
+            await make.patient(
+                place, family_name="Фёдорова", given_name="Анна", sex="FEMALE", patronymic="Ёвна"
+            ),
             await make.patient(place, code_name="Берёза", needs_isolation=True),
         ]
-        stays.append(await make.stay(people[0], own[0], diagnosis_code="F10.2", planned_check_out_on=date(2020, 1, 1)))
+        stays.append(
+            await make.stay(people[0], own[0], diagnosis_code="F10.2", planned_check_out_on=date(2020, 1, 1))
+        )
         stays.append(
             await make.stay(people[1], own[1], since=now - timedelta(days=40), until=now - timedelta(days=30))
         )
         beds += own
         patients += people
     admin, doctor, user = actors["superadmin"], actors["doctor"], actors["user"]
-    assert admin and doctor and user
+    assert admin is not None
+    assert doctor is not None
+    assert user is not None
     async with client.services.database.transaction() as session:
-        await link_account(session, actor=admin, patient_id=patients[1].id, version=1, account_id=user.account_id)
+        await link_account(
+            session, actor=admin, patient_id=patients[1].id, version=1, account_id=user.account_id
+        )
         await reserve_bed(
-            session, actor=doctor, bed_id=beds[2].id, until=now + timedelta(hours=3), patient_id=patients[2].id
+            session,
+            actor=doctor,
+            bed_id=beds[2].id,
+            until=now + timedelta(hours=3),
+            patient_id=patients[2].id,
         )
     async with client.services.database.transaction() as session:
         await correct(
@@ -77,12 +92,14 @@ async def world(client: Client, make: Factory) -> World:
             checked_out_at=now - timedelta(days=29),
         )
         papers = [
-            await issue(session, actor=admin, stay_id=stays[1].id, request={"language": language}, base_url="http://t")
+            await issue(
+                session, actor=admin, stay_id=stays[1].id, request={"language": language}, base_url="http://t"
+            )
             for language in ("ru", "en")
         ]
         await reprint(session, actor=admin, certificate_id=papers[0].id, reason=None)
         await annul(session, actor=admin, certificate_id=papers[1].id, version=1, reason="опечатка")
-    rows = {
+    rows: dict[str, list[Any]] = {
         "Dispensary": [here, there],
         "Bed": beds,
         "Patient": patients,

@@ -25,7 +25,11 @@ def _selection(type_: Any, depth: int) -> str:
     for name, field in named.fields.items():
         if any(isinstance(argument.type, GraphQLNonNull) for argument in field.args.values()):
             continue
-        inner = _selection(field.type, depth - 1) if isinstance(get_named_type(field.type), GraphQLObjectType) else ""
+        inner = (
+            _selection(field.type, depth - 1)
+            if isinstance(get_named_type(field.type), GraphQLObjectType)
+            else ""
+        )
         if inner or (not isinstance(get_named_type(field.type), GraphQLObjectType)):
             parts.append(f"{name} {inner}")
     return "{ " + " ".join(parts) + " }"
@@ -42,15 +46,16 @@ async def test_every_root_field_is_one_statement_whatever_the_depth(world: World
     }
     counted = {}
     for name, field in schema._schema.query_type.fields.items():
-        needed = {key: str(arg.type) for key, arg in field.args.items() if isinstance(arg.type, GraphQLNonNull)}
+        needed = {
+            key: str(arg.type) for key, arg in field.args.items() if isinstance(arg.type, GraphQLNonNull)
+        }
         variables = {key: arguments[key] for key in needed}
         if "id" in needed and name != "node":
             variables["id"] = world.ids[name[0].upper() + name[1:]][0]
         head = "".join(f"${key}: {type_}" for key, type_ in needed.items())
         given = ", ".join(f"{key}: ${key}" for key in needed)
-        document = (
-            f"query {f'({head})' if needed else ''} {{ {name} {f'({given})' if needed else ''} {_selection(field.type, 4)} }}"
-        )
+        head, given = (f"({head})", f"({given})") if needed else ("", "")
+        document = f"query {head} {{ {name} {given} {_selection(field.type, 4)} }}"
         for compiled in (True, False):
             before = database.statements
             result = await schema.execute(
@@ -103,7 +108,9 @@ async def test_everything_in_the_schema_is_described(world: World) -> None:
                 for argument, value in getattr(field, "args", {}).items()
                 if not value.description
             ]
-        bare += [f"{name}.{value}" for value, item in getattr(type_, "values", {}).items() if not item.description]
+        bare += [
+            f"{name}.{value}" for value, item in getattr(type_, "values", {}).items() if not item.description
+        ]
 
     assert bare == []
 
@@ -111,7 +118,9 @@ async def test_everything_in_the_schema_is_described(world: World) -> None:
 async def test_pages_lead_through_all_rows_in_both_directions(world: World) -> None:
     client, admin = world.client, world.actors["superadmin"]
     for order in ("[]", "[{field: ROOM, direction: DESC}, {field: LABEL, direction: ASC}]"):
-        whole = await client.data(f"{{ beds(first: 100, orderBy: {order}) {{ edges {{ node {{ id }} }} }} }}", admin)
+        whole = await client.data(
+            f"{{ beds(first: 100, orderBy: {order}) {{ edges {{ node {{ id }} }} }} }}", admin
+        )
         expected = [edge["node"]["id"] for edge in whole["beds"]["edges"]]
         for size, place, ahead, end in (
             ("first", "after", "hasNextPage", "endCursor"),
@@ -136,7 +145,10 @@ async def test_pages_lead_through_all_rows_in_both_directions(world: World) -> N
 
 async def test_a_cursor_of_another_order_and_a_made_up_one_are_refused(world: World) -> None:
     client, admin = world.client, world.actors["superadmin"]
-    query = "query ($at: String) { stays(after: $at, orderBy: [{field: CHECKED_OUT_AT, direction: ASC}]) { totalCount } }"
+    query = (
+        "query ($at: String) "
+        "{ stays(after: $at, orderBy: [{field: CHECKED_OUT_AT, direction: ASC}]) { totalCount } }"
+    )
     other = await client.data("{ stays { pageInfo { endCursor } } }", admin)
 
     for cursor in (other["stays"]["pageInfo"]["endCursor"], "zzz", "", "W10=", "bnVsbA==", "é"):
@@ -147,17 +159,32 @@ async def test_a_cursor_of_another_order_and_a_made_up_one_are_refused(world: Wo
 async def test_page_sizes_outside_1_to_100_are_refused_by_name(world: World) -> None:
     client, admin = world.client, world.actors["superadmin"]
 
-    for arguments in ("first: 0", "first: -1", "first: 101", "last: 0", "first: 1, last: 1", 'first: 1, before: "x"'):
+    for arguments in (
+        "first: 0",
+        "first: -1",
+        "first: 101",
+        "last: 0",
+        "first: 1, last: 1",
+        'first: 1, before: "x"',
+    ):
         assert await client.codes(f"{{ beds({arguments}) {{ totalCount }} }}", admin) == ["BAD_USER_INPUT"]
-        assert await client.codes(f"{{ dispensaries {{ edges {{ node {{ beds({arguments}) {{ totalCount }} }} }} }} }}", admin) == ["BAD_USER_INPUT"]
+        assert await client.codes(
+            f"{{ dispensaries {{ edges {{ node {{ beds({arguments}) {{ totalCount }} }} }} }} }}", admin
+        ) == ["BAD_USER_INPUT"]
 
 
 async def test_where_a_role_sees_the_row_but_not_the_field_it_is_null(world: World) -> None:
-    query = "{ beds(where: {status: [OCCUPIED]}) { edges { node { dispensary { name } currentAssignment { stay { diagnosisCode } } } } } }"
+    query = (
+        "{ beds(where: {status: [OCCUPIED]}) "
+        "{ edges { node { dispensary { name } currentAssignment { stay { diagnosisCode } } } } } }"
+    )
 
     data = await world.client.data(query, world.actors["both"])
 
-    seen = {edge["node"]["dispensary"]["name"]: edge["node"]["currentAssignment"] for edge in data["beds"]["edges"]}
+    seen = {
+        edge["node"]["dispensary"]["name"]: edge["node"]["currentAssignment"]
+        for edge in data["beds"]["edges"]
+    }
     assert seen == {"Ёлочка": {"stay": {"diagnosisCode": "F10.2"}}, "Енисей": None}
 
 
@@ -204,13 +231,15 @@ async def test_an_object_may_have_any_number_of_fields(world: World, count: int)
     assert len(data["me"]) == count
 
 
-async def test_a_new_row_of_another_dispensary_is_not_reachable_over_any_edge(world: World, make: Factory) -> None:
+async def test_a_new_row_of_another_dispensary_is_not_reachable_over_any_edge(
+    world: World, make: Factory
+) -> None:
     """A patient known here who also stays elsewhere: their stays here are seen, the others are not there."""
     database = world.client.services.database
-    patient = int((await database.fetch_value("SELECT min(id) FROM patient WHERE code_name IS NOT NULL")))
+    patient = int(await database.fetch_value("SELECT min(id) FROM patient WHERE code_name IS NOT NULL"))
     strange = await make.dispensary()
     row = (await database.fetch("SELECT * FROM patient WHERE id = $1", patient))[0]
-    await make.stay(type("Row", (), {"id": row["id"]})(), await make.bed(strange))  # type: ignore[arg-type]
+    await make.stay(type("Row", (), {"id": row["id"]})(), await make.bed(strange))
 
     data = await world.client.data(
         "query ($id: ID!) { patient(id: $id) { codeName currentStay { id } stays { totalCount } } }",

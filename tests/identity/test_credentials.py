@@ -94,7 +94,9 @@ async def test_hash_refuses_what_bcrypt_would_cut_off(hasher: PasswordHasher, pa
 
 
 @pytest.mark.parametrize("ending", ["b", "\x00", "\ud800"])
-async def test_a_longer_password_with_the_same_beginning_is_wrong(hasher: PasswordHasher, ending: str) -> None:
+async def test_a_longer_password_with_the_same_beginning_is_wrong(
+    hasher: PasswordHasher, ending: str
+) -> None:
     hashed = await hasher.hash("a" * 72)
 
     assert not await hasher.verify("a" * 72 + ending, hashed)
@@ -155,7 +157,12 @@ def claims(**other: Any) -> dict[str, Any]:
 
 
 def signed(
-    content: object, *, key: bytes = KEY.encode(), algorithm: str = "HS256", digest: str = "sha256", **header: Any
+    content: object,
+    *,
+    key: bytes = KEY.encode(),
+    algorithm: str = "HS256",
+    digest: str = "sha256",
+    **header: Any,
 ) -> str:
     """A JWT made by hand, so that what joserfc would refuse to write can be read."""
     head = {"alg": algorithm, "kid": kid_of(KEY), "typ": "JWT", **header}
@@ -244,18 +251,12 @@ def test_a_token_made_by_hand_is_good(tokens: Tokens) -> None:
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_read_refuses(tokens: Tokens, forgery: str) -> None:
-    with pytest.raises(NotAuthenticated):
-        tokens.read(FORGERIES[forgery]())
-
-
-@pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_refusal_does_not_repeat_the_token(tokens: Tokens, forgery: str) -> None:
+def test_read_refuses_and_does_not_repeat(tokens: Tokens, forgery: str) -> None:
     with pytest.raises(NotAuthenticated) as refused:
         tokens.read(FORGERIES[forgery]())
 
     assert str(refused.value).isidentifier()
-    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
 
 
 def test_a_token_says_who_it_was_issued_for(tokens: Tokens) -> None:

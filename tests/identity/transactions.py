@@ -14,7 +14,9 @@ async def run(database: Database, verb: Callable[..., Awaitable[Any]], *values: 
         return await verb(session, *values, **arguments)
 
 
-async def answer(database: Database, verb: Callable[..., Awaitable[Any]], *values: Any, **arguments: Any) -> Any:
+async def answer(
+    database: Database, verb: Callable[..., Awaitable[Any]], *values: Any, **arguments: Any
+) -> Any:
     """As `run`; a refusal is returned."""
     try:
         return await run(database, verb, *values, **arguments)
@@ -26,5 +28,5 @@ async def until_one_waits(database: Database) -> None:
     """Some transaction of this database is waiting for another's lock."""
     question = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(10):
-        while not await database.fetch_value(question):
+        while not await database.fetch_value(question):  # noqa: ASYNC110 -- PostgreSQL tells nobody who waits
             await asyncio.sleep(0.01)

@@ -40,7 +40,11 @@ def days_ago(count: float) -> datetime:
 
 async def test_check_in_lays_the_patient_into_the_bed(database: Database, make: Factory) -> None:
     place = await make.dispensary()
-    bed, patient, actor = await make.bed(place), await make.patient(place), await make.actor(doctor_of=(place,))
+    bed, patient, actor = (
+        await make.bed(place),
+        await make.patient(place),
+        await make.actor(doctor_of=(place,)),
+    )
 
     stay = await run(
         database,
@@ -53,7 +57,9 @@ async def test_check_in_lays_the_patient_into_the_bed(database: Database, make: 
     )
 
     assert stay.diagnosis_code == "F10.2"
-    rows = await database.fetch("SELECT bed_id, started_at, ended_at FROM bed_assignment WHERE stay_id = $1", stay.id)
+    rows = await database.fetch(
+        "SELECT bed_id, started_at, ended_at FROM bed_assignment WHERE stay_id = $1", stay.id
+    )
     assert [(row["bed_id"], row["started_at"], row["ended_at"]) for row in rows] == [
         (bed.id, stay.checked_in_at, None)
     ]
@@ -85,7 +91,9 @@ async def test_check_in_refuses_an_occupied_bed_with_beds_that_suit_instead(
     }
 
 
-async def test_check_in_in_the_past_refuses_an_interval_that_collides(database: Database, make: Factory) -> None:
+async def test_check_in_in_the_past_refuses_an_interval_that_collides(
+    database: Database, make: Factory
+) -> None:
     place = await make.dispensary()
     bed, actor = await make.bed(place), await make.actor(doctor_of=(place,))
     await make.stay(await make.patient(place), bed, since=days_ago(9), until=days_ago(7))
@@ -155,12 +163,12 @@ async def test_check_in_refuses_a_bed_kept_for_somebody_else_and_fulfils_ones_ow
     await run(database, stays.check_in, actor=actor, patient_id=expected.id, bed_id=bed.id)
 
     assert refused.value.fields["reserved_until"] == until
-    assert (
-        await database.fetch_value("SELECT outcome FROM reservation WHERE id = $1", kept.id) == "FULFILLED"
-    )
+    assert await database.fetch_value("SELECT outcome FROM reservation WHERE id = $1", kept.id) == "FULFILLED"
 
 
-async def test_a_reservation_for_nobody_is_fulfilled_by_whoever_names_it(database: Database, make: Factory) -> None:
+async def test_a_reservation_for_nobody_is_fulfilled_by_whoever_names_it(
+    database: Database, make: Factory
+) -> None:
     place = await make.dispensary()
     bed, actor, patient = (
         await make.bed(place),
@@ -182,9 +190,7 @@ async def test_a_reservation_for_nobody_is_fulfilled_by_whoever_names_it(databas
         database, stays.check_in, actor=actor, patient_id=patient.id, bed_id=bed.id, reservation_id=kept.id
     )
 
-    assert (
-        await database.fetch_value("SELECT outcome FROM reservation WHERE id = $1", kept.id) == "FULFILLED"
-    )
+    assert await database.fetch_value("SELECT outcome FROM reservation WHERE id = $1", kept.id) == "FULFILLED"
 
 
 async def test_check_in_refuses_a_room_for_the_other_sex(database: Database, make: Factory) -> None:
@@ -295,9 +301,7 @@ async def test_transfer_ends_one_assignment_and_begins_the_next_at_one_instant(
     stay = await make.stay(await make.patient(place), first)
     actor, instant = await make.actor(doctor_of=(place,)), days_ago(1)
 
-    await run(
-        database, stays.transfer, actor=actor, stay_id=stay.id, version=1, bed_id=second.id, at=instant
-    )
+    await run(database, stays.transfer, actor=actor, stay_id=stay.id, version=1, bed_id=second.id, at=instant)
 
     rows = await database.fetch(
         "SELECT bed_id, started_at, ended_at FROM bed_assignment WHERE stay_id = $1 ORDER BY id", stay.id
@@ -328,7 +332,12 @@ async def test_transfer_refuses_the_same_bed_an_occupied_one_and_a_stale_version
         await run(database, stays.transfer, **arguments, version=7, bed_id=taken.id)
     with pytest.raises(CheckOutBeforeCheckIn):
         await run(
-            database, stays.transfer, **arguments, version=1, bed_id=(await make.bed(place)).id, at=days_ago(50)
+            database,
+            stays.transfer,
+            **arguments,
+            version=1,
+            bed_id=(await make.bed(place)).id,
+            at=days_ago(50),
         )
 
     assert stale.value.fields == {"object_type": "Stay", "object_id": stay.id, "current_version": 1}
@@ -408,7 +417,9 @@ async def test_update_edits_the_plan_and_refuses_a_plan_before_the_check_in(
     assert refused.value.path == ("plannedCheckOutOn",)
 
 
-async def test_correct_moves_the_facts_and_keeps_the_former_version(database: Database, make: Factory) -> None:
+async def test_correct_moves_the_facts_and_keeps_the_former_version(
+    database: Database, make: Factory
+) -> None:
     place = await make.dispensary()
     wrong, right = await make.bed(place), await make.bed(place)
     stay = await make.stay(await make.patient(place), wrong, since=days_ago(5), until=days_ago(1))
@@ -427,9 +438,13 @@ async def test_correct_moves_the_facts_and_keeps_the_former_version(database: Da
     )
 
     assert (corrected.checked_in_at, corrected.outcome) == (begin, "TRANSFERRED")
-    row = (await database.fetch("SELECT bed_id, started_at FROM bed_assignment WHERE stay_id = $1", stay.id))[0]
+    row = (await database.fetch("SELECT bed_id, started_at FROM bed_assignment WHERE stay_id = $1", stay.id))[
+        0
+    ]
     assert tuple(row) == (right.id, begin)
-    former = await database.fetch_value("SELECT former->>'bed_id' FROM stay_revision WHERE stay_id = $1", stay.id)
+    former = await database.fetch_value(
+        "SELECT former->>'bed_id' FROM stay_revision WHERE stay_id = $1", stay.id
+    )
     assert former == str(wrong.id)
     assert await broken_invariants(database) == []
 

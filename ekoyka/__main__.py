@@ -1,0 +1,5 @@
+"""`python -m ekoyka`: the command line."""
+
+from ekoyka.cli import app
+
+app(prog_name="ekoyka")
