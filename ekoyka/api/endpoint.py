@@ -110,6 +110,7 @@ class Endpoint:
                 {"www-authenticate": 'Bearer error="invalid_token"'},
             )
         run = Run(services, request, token.actor if token else None, language_of(request))
+        run.names_operation = bool(body.get("operationName"))
         return await self._answer(run, body, request.headers.get("accept", ""))
 
     async def _answer(self, run: Run, body: dict[str, Any], accept: str) -> Response:

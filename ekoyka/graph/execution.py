@@ -24,6 +24,8 @@ class ReadContext:
         self.planner = planner
         self.plan: OperationPlan | None = None
         self.compiled = True
+        # Whether the request names its operation; where it does not, Strawberry would take the first.
+        self.names_operation = True
 
     def actor_shape(self) -> ActorShape:
         """What of the actor changes a plan."""
@@ -93,7 +95,7 @@ class PlannedExecution(SchemaExtension):
             plan = context.planner.plan(
                 execution.graphql_document,
                 execution.query or "",
-                execution.operation_name,
+                execution.operation_name if context.names_operation else None,
                 execution.variables,
                 context.actor_shape(),
                 compiled=context.compiled,
