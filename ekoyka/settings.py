@@ -30,7 +30,9 @@ class LogFormat(StrEnum):
 class Settings(BaseSettings):
     """Everything that a deployment may change."""
 
-    model_config = SettingsConfigDict(env_prefix="EKOYKA_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="EKOYKA_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     mode: Mode = Field(Mode.PRODUCTION, description="production, or demo (generates what is missing).")
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -68,7 +68,7 @@ async def sign_in(services: Services, email: str, password: str) -> tuple[Signed
         raise CredentialsWrong
     async with services.database.transaction() as session:
         signed_in = await operations.open_session(
-            session, account_id=found[0], ttl_s=services.settings.refresh_token_ttl_s
+            session, account_id=found[0], password_hash=found[1], ttl_s=services.settings.refresh_token_ttl_s
         )
     token = services.tokens.issue(signed_in.actor)
     return signed_in, token.text, token.expires_at
@@ -176,7 +176,10 @@ async def register(run: Run, input: RegisterInput) -> Made:
             details={"name": input.name, "language": input.language},
         )
         signed_in = await operations.open_session(
-            session, account_id=account.id, ttl_s=run.services.settings.refresh_token_ttl_s
+            session,
+            account_id=account.id,
+            password_hash=hashed,
+            ttl_s=run.services.settings.refresh_token_ttl_s,
         )
     token = run.services.tokens.issue(signed_in.actor)
     return _made(signed_in, token.text, token.expires_at)
@@ -227,7 +230,7 @@ async def password_change(run: Run, input: PasswordChangeInput) -> Made:
     async with services.database.transaction() as session:
         account = await operations.change_password(session, actor=actor, password_hash=hashed)
         signed_in = await operations.open_session(
-            session, account_id=account.id, ttl_s=services.settings.refresh_token_ttl_s
+            session, account_id=account.id, password_hash=hashed, ttl_s=services.settings.refresh_token_ttl_s
         )
     token = services.tokens.issue(signed_in.actor)
     return _made(signed_in, token.text, token.expires_at)
@@ -244,18 +247,6 @@ class RoleInput:
 
 
 def _place(input: RoleInput) -> int | None:
-    if input.role is Role.USER:
-        raise Invalid(
-            ("role",),
-            ru="Роль USER есть у всех.",
-            en="Everybody is a USER: it is neither granted nor revoked.",
-        )
-    if (input.role is Role.SUPERADMIN) != (input.dispensary_id is None):
-        raise Invalid(
-            ("dispensaryId",),
-            ru="SUPERADMIN — для всей сети, остальные роли — для одного диспансера.",
-            en="SUPERADMIN is over the whole network; other roles are over one dispensary.",
-        )
     return key("Dispensary", input.dispensary_id, "dispensaryId") if input.dispensary_id else None
 
 

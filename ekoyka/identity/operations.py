@@ -133,10 +133,17 @@ async def find_credentials(session: AsyncSession, email: str) -> tuple[int, str]
     return (row[0], row[1]) if row else None
 
 
-async def open_session(session: AsyncSession, *, account_id: int, ttl_s: int) -> SignedIn:
-    """A session is open, for an account whose password was right. Raises `AccountBlocked`."""
+async def open_session(session: AsyncSession, *, account_id: int, password_hash: str, ttl_s: int) -> SignedIn:
+    """A session is open, for whoever knew the password of this hash.
+
+    Raises `CredentialsWrong` when the account has another by now, and `AccountBlocked`.
+    """
     # Waits for a blocking or new password under way, and lets the next one see this session and end it.
-    await session.execute(text("SELECT 1 FROM account WHERE id = :id FOR KEY SHARE"), {"id": account_id})
+    present = await session.scalar(
+        text("SELECT password_hash FROM account WHERE id = :id FOR KEY SHARE"), {"id": account_id}
+    )
+    if present != password_hash:
+        raise CredentialsWrong
     actor = await actor_of(session, account_id)
     if actor is None:
         raise AccountBlocked

@@ -156,8 +156,8 @@ async def test_one_of_two_updates_of_one_version_succeeds(database: Database, ma
 async def test_a_new_password_ends_every_session_and_token(database: Database, make: Factory) -> None:
     account, stranger = await make.account(), await make.account()
     actor = Actor(account_id=account.id, auth_version=1)
-    mine = await run(database, operations.open_session, account_id=account.id, ttl_s=60)
-    theirs = await run(database, operations.open_session, account_id=stranger.id, ttl_s=60)
+    mine = await run(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60)
+    theirs = await run(database, operations.open_session, account_id=stranger.id, password_hash="-", ttl_s=60)
 
     await run(database, operations.change_password, actor=actor, password_hash="new")
 
@@ -479,7 +479,9 @@ async def test_a_blocked_account_is_nobody_at_once(database: Database, make: Fac
     admin, place = await make.actor(superadmin=True), await make.dispensary()
     account = await make.account(doctor_of=(place,))
     before = await run(database, actor_of, account.id)
-    signed_in = await run(database, operations.open_session, account_id=account.id, ttl_s=60)
+    signed_in = await run(
+        database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60
+    )
 
     row = await run(database, operations.block_account, actor=admin, account_id=account.id)
 
@@ -526,14 +528,14 @@ async def test_an_unblocked_account_signs_in_anew(database: Database, make: Fact
     admin, place = await make.actor(superadmin=True), await make.dispensary()
     account = await make.account(doctor_of=(place,))
     before = await run(database, actor_of, account.id)
-    earlier = await run(database, operations.open_session, account_id=account.id, ttl_s=60)
+    earlier = await run(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60)
     await run(database, operations.block_account, actor=admin, account_id=account.id)
 
     await run(database, operations.unblock_account, actor=admin, account_id=account.id)
 
     assert not await is_current(database, before)
     assert await run(database, operations.refresh, earlier.refresh_token) is None
-    later = await run(database, operations.open_session, account_id=account.id, ttl_s=60)
+    later = await run(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60)
     assert later.actor.doctor_of == {place.id}
     assert await is_current(database, later.actor)
     assert len(await told(database, account.id)) == 2

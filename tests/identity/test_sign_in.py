@@ -10,7 +10,7 @@ from ekoyka.database import Database
 from ekoyka.errors import Invalid
 from ekoyka.identity import operations
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.operations import AccountBlocked, EmailTaken, SignedIn
+from ekoyka.identity.operations import AccountBlocked, CredentialsWrong, EmailTaken, SignedIn
 from ekoyka.identity.tables import Account, Role
 from tests.factories import Factory
 from tests.identity.transactions import answer, run, until_one_waits
@@ -26,7 +26,9 @@ async def register(database: Database, email: str = "anna@example.org", **detail
 
 async def opened(database: Database, account: Account) -> SignedIn:
     """A new session of the account."""
-    signed_in: SignedIn = await run(database, operations.open_session, account_id=account.id, ttl_s=DAY_S)
+    signed_in: SignedIn = await run(
+        database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S
+    )
     return signed_in
 
 
@@ -148,7 +150,9 @@ async def test_a_blocked_account_opens_no_session(database: Database, make: Fact
         database, operations.block_account, actor=await make.actor(superadmin=True), account_id=account.id
     )
 
-    refusal = await answer(database, operations.open_session, account_id=account.id, ttl_s=DAY_S)
+    refusal = await answer(
+        database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S
+    )
 
     assert isinstance(refusal, AccountBlocked)
     assert not await database.fetch("SELECT FROM session")
@@ -160,7 +164,9 @@ async def test_a_session_opened_while_the_account_is_being_blocked_is_not_left_o
     account, admin = await make.account(), await make.actor(superadmin=True)
 
     async with database.transaction() as session:
-        signed_in = await operations.open_session(session, account_id=account.id, ttl_s=DAY_S)
+        signed_in = await operations.open_session(
+            session, account_id=account.id, password_hash="-", ttl_s=DAY_S
+        )
         blocking = asyncio.create_task(
             run(database, operations.block_account, actor=admin, account_id=account.id)
         )
@@ -179,11 +185,27 @@ async def test_a_session_is_not_opened_by_an_account_that_is_being_blocked(
     async with database.transaction() as session:
         await operations.block_account(session, actor=admin, account_id=account.id)
         opening = asyncio.create_task(
-            answer(database, operations.open_session, account_id=account.id, ttl_s=DAY_S)
+            answer(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S)
         )
         await until_one_waits(database)
 
     assert isinstance(await opening, AccountBlocked)
+
+
+async def test_a_password_that_was_changed_since_it_was_compared_opens_no_session(
+    database: Database, make: Factory
+) -> None:
+    account = await make.account()
+
+    async with database.transaction() as session:
+        actor = Actor(account_id=account.id, auth_version=1)
+        await operations.change_password(session, actor=actor, password_hash="new")
+        opening = asyncio.create_task(
+            answer(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S)
+        )
+        await until_one_waits(database)
+
+    assert isinstance(await opening, CredentialsWrong)
 
 
 # Refresh
