@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -14,6 +15,7 @@ import uvicorn
 from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 
 from ekoyka import __version__, demo, embedded, migrate
 from ekoyka.api.schema import build_schema, sdl
@@ -22,6 +24,7 @@ from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.errors import Refusal
 from ekoyka.identity.credentials import PasswordHasher, SettingsIncomplete, load_keys
 from ekoyka.identity.operations import create_admin
+from ekoyka.imports import BadFile, FacilityColumns, Report, StayColumns, import_facilities, import_stays
 from ekoyka.settings import LogFormat, Mode, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -52,7 +55,7 @@ def _plainly() -> Iterator[None]:
             variable = name if name == "DATABASE_URL" else f"EKOYKA_{name.upper()}"
             err.print(f"[red]{escape(variable)}:[/] {escape(item['msg'])}")
         raise typer.Exit(2) from None
-    except (SettingsIncomplete, embedded.EmbeddedPostgresError, DatabaseUnfit, Refusal) as error:
+    except (SettingsIncomplete, embedded.EmbeddedPostgresError, DatabaseUnfit, BadFile, Refusal) as error:
         err.print(f"[red]{escape(error.message('ru') if isinstance(error, Refusal) else str(error))}[/]")
         raise typer.Exit(2) from None
     except DatabaseUnavailable:
@@ -226,6 +229,92 @@ def create_admin_command(
         _say("готово · done")
 
     _with_database(work)
+
+
+def _imported(work: Callable[[Database, Callable[[int, int], None]], Awaitable[Report]]) -> None:
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("импорт · import", total=None)
+        report = _with_database(
+            lambda database: work(database, lambda done, of: bar.update(task, completed=done, total=of))
+        )
+    out.print(str(report), markup=False, soft_wrap=True)
+    if report.refused:
+        raise typer.Exit(3)
+
+
+def _option(default: object, description: str) -> Any:
+    return typer.Option(help=f"{description} [{default}]", show_default=False)
+
+
+_F, _S = FacilityColumns(), StayColumns()
+
+
+@imports.command("facilities")
+def import_facilities_command(
+    file: Annotated[Path, typer.Argument(help="A register: one row for each facility and type of bed.")],
+    key: Annotated[str, _option(_F.key, "Column of the facility's key.")] = _F.key,
+    name: Annotated[str, _option(_F.name, "Column of its name.")] = _F.name,
+    bed_type: Annotated[str, _option(_F.bed_type, "Column of the beds' type.")] = _F.bed_type,
+    beds: Annotated[str, _option(_F.beds, "Column of their number.")] = _F.beds,
+    place: Annotated[str, _option(_F.place, "Column of the place.")] = _F.place,
+    address: Annotated[str, _option(_F.address, "The address, made of {place}.")] = _F.address,
+    time_zone: Annotated[str, _option(_F.time_zone, "IANA time zone of all of them.")] = _F.time_zone,
+    beds_per_room: Annotated[int, _option(_F.beds_per_room, "Beds in each room made.")] = _F.beds_per_room,
+    source: Annotated[str, _option(_F.source, "Name of the source; keeps its keys apart.")] = _F.source,
+    delimiter: Annotated[str, _option(_F.delimiter, "Between fields.")] = _F.delimiter,
+    encoding: Annotated[str, _option(_F.encoding, "Of the file.")] = _F.encoding,
+) -> None:
+    """Read facilities with their beds. Exits 3 if rows were refused; they are listed."""
+    columns = FacilityColumns(
+        key=key,
+        name=name,
+        bed_type=bed_type,
+        beds=beds,
+        place=place,
+        address=address,
+        time_zone=time_zone,
+        beds_per_room=beds_per_room,
+        source=source,
+        delimiter=delimiter,
+        encoding=encoding,
+    )
+    _imported(lambda database, progress: import_facilities(database, file, columns, progress=progress))
+
+
+@imports.command("stays")
+def import_stays_command(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of admissions.csv, patients.csv, diagnoses_icd.csv.")
+    ],
+    admission: Annotated[str, _option(_S.admission, "Column of the admission's key.")] = _S.admission,
+    patient: Annotated[str, _option(_S.patient, "Column of the patient's key.")] = _S.patient,
+    admitted: Annotated[str, _option(_S.admitted, "Column of the time of admission.")] = _S.admitted,
+    discharged: Annotated[str, _option(_S.discharged, "Column of the time of discharge.")] = _S.discharged,
+    time_format: Annotated[
+        str, _option(_S.time_format.replace("[", ""), "Their form (strptime).")
+    ] = _S.time_format,
+    shift_years: Annotated[
+        int, _option(_S.shift_years, "Years by which times are moved back.")
+    ] = _S.shift_years,
+    source: Annotated[str, _option(_S.source, "Name of the source; keeps its keys apart.")] = _S.source,
+    into: Annotated[str, _option(_S.into, "Source of the facilities that take them.")] = _S.into,
+    delimiter: Annotated[str, _option(_S.delimiter, "Between fields.")] = _S.delimiter,
+    encoding: Annotated[str, _option(_S.encoding, "Of the files.")] = _S.encoding,
+) -> None:
+    """Replay admissions through the API's own operations. Exits 3 if rows were refused; they are listed."""
+    columns = StayColumns(
+        admission=admission,
+        patient=patient,
+        admitted=admitted,
+        discharged=discharged,
+        time_format=time_format,
+        shift_years=shift_years,
+        source=source,
+        into=into,
+        delimiter=delimiter,
+        encoding=encoding,
+    )
+    _imported(lambda database, progress: import_stays(database, folder, columns, progress=progress))
 
 
 @app.command()

@@ -334,7 +334,7 @@ class BedCloseInput:
     "bedClose",
     returns="Bed",
     roles=CLINICAL,
-    refusals=(BedOccupied, BedReserved),
+    refusals=(BedOccupied, BedReserved, BedClosed),
     description="An empty bed is closed, with a reason; `bedSetServiceState` returns it to service.",
 )
 async def bed_close(run: Run, session: AsyncSession, input: BedCloseInput) -> int:
@@ -357,7 +357,7 @@ class BedReserveInput:
     "bedReserve",
     returns="Reservation",
     roles=STAFF,
-    refusals=(BedOccupied, BedReserved, BedClosed, BedNotReady, Forbidden),
+    refusals=(BedOccupied, BedReserved, BedClosed, BedNotReady, Archived, Forbidden),
     description="A bed is kept until an instant.",
 )
 async def bed_reserve(run: Run, session: AsyncSession, input: BedReserveInput) -> int:

@@ -372,7 +372,7 @@ class StayCorrectInput:
     "stayCorrect",
     returns="Stay",
     roles=CLINICAL,
-    refusals=(BedOccupied, PatientAlreadyAdmitted, RoomSexMismatch, InFuture, CheckOutBeforeCheckIn),
+    refusals=(*_INTO_BED, PatientAlreadyAdmitted, CheckOutBeforeCheckIn),
     description="A stay is corrected, with a reason; its former version is kept.",
 )
 async def stay_correct(run: Run, session: AsyncSession, input: StayCorrectInput) -> int:

@@ -56,7 +56,8 @@ async def locked(
     session: AsyncSession, table: type[_Row], key: int, *, actor: Actor, version: int | None = None
 ) -> _Row:
     """The row, locked until the transaction ends. Raises `NotFound` outside the actor's scope, `VersionConflict`."""
-    row = await session.get(table, key, with_for_update=True, populate_existing=True)
+    # NO KEY UPDATE: rows that refer to it can be written meanwhile, so that an edit holds up no check-in.
+    row = await session.get(table, key, with_for_update={"key_share": True}, populate_existing=True)
     if row is None or not actor.works_in(
         row.id if isinstance(row, Dispensary) else row.dispensary_id, STAFF_WHO_EDIT
     ):
@@ -161,7 +162,7 @@ async def update_bed(
     """
     row = await locked(session, Bed, bed_id, actor=actor, version=version)
     if room_id is not None and room_id != row.room_id:
-        room = await session.get(Room, room_id)
+        room = await session.get(Room, room_id, with_for_update={"key_share": True})
         if room is None or room.dispensary_id != row.dispensary_id:
             raise NotFound(("roomId",))
         if room.archived_at is not None:

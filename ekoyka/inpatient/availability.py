@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ekoyka.columns import Remark
 from ekoyka.database import constraint_name
 from ekoyka.errors import Conflict, Forbidden, Invalid, NotFound
-from ekoyka.facilities.operations import locked
+from ekoyka.facilities.operations import Archived, locked
 from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, ServiceState
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
@@ -127,10 +127,16 @@ async def refuse_unusable(session: AsyncSession, bed: Bed, *, patient_id: int | 
 
 
 async def refuse_occupied(
-    session: AsyncSession, bed: Bed, *, since: datetime, patient_id: int | None = None
+    session: AsyncSession,
+    bed: Bed,
+    *,
+    since: datetime,
+    until: datetime | None = None,
+    patient_id: int | None = None,
+    besides_stay: int | None = None,
 ) -> None:
-    """Raises `BedOccupied` when somebody lies in the bed at any time from then on."""
-    inside = await collision(session, bed_id=bed.id, since=since)
+    """Raises `BedOccupied` when somebody lies in the bed at any time from then on, or until the instant."""
+    inside = await collision(session, bed_id=bed.id, since=since, until=until, besides_stay=besides_stay)
     if inside is not None:
         raise BedOccupied(
             ("bedId",),
@@ -163,25 +169,26 @@ async def set_service_state(
 ) -> Bed:
     """The bed is in this state; an open closure ends when it leaves CLOSED, and one begins when it enters it.
 
-    Raises `NotFound`, `BedOccupied`, `BedReserved` (for closing), `Invalid` without a reason for closing.
+    Raises `NotFound`, `BedOccupied`, and for closing `Invalid` without a reason, `BedReserved`, `BedClosed`.
     """
+    why = checked_reason(reason or "") if state is ServiceState.CLOSED else ""
     bed = await locked(session, Bed, bed_id, actor=actor)
     instant = await now(session)
     if state is not ServiceState.IN_SERVICE:
         await refuse_occupied(session, bed, since=instant)
     if state is ServiceState.CLOSED:
         await refuse_reserved(session, bed)
-        why = checked_reason(reason or "")
-        if bed.service_state != ServiceState.CLOSED:
-            session.add(
-                BedClosure(
-                    bed_id=bed.id,
-                    dispensary_id=bed.dispensary_id,
-                    closed_at=instant,
-                    reason=why,
-                    closed_by_id=actor.account_id,
-                )
+        if bed.service_state == ServiceState.CLOSED:
+            await refuse_unusable(session, bed, patient_id=None)
+        session.add(
+            BedClosure(
+                bed_id=bed.id,
+                dispensary_id=bed.dispensary_id,
+                closed_at=instant,
+                reason=why,
+                closed_by_id=actor.account_id,
             )
+        )
     elif bed.service_state == ServiceState.CLOSED:
         await session.execute(
             text("UPDATE bed_closure SET reopened_at = :at WHERE bed_id = :bed AND reopened_at IS NULL"),
@@ -202,7 +209,7 @@ async def visible_patient(
         text(
             "SELECT true FROM patient p WHERE p.id = :id AND (:everywhere OR "
             f"{patient_in_dispensaries('p', 'CAST(:ids AS bigint[])')})"
-            + (" FOR UPDATE OF p" if lock else "")
+            + (" FOR NO KEY UPDATE OF p" if lock else "")
         ),
         {"id": patient_id, "everywhere": actor.superadmin, "ids": sorted(actor.doctor_of)},
     )
@@ -217,8 +224,8 @@ async def reserve_bed(
 ) -> Reservation:
     """The bed is kept until the instant, for the patient or for somebody on the way.
 
-    Raises `NotFound`, `Forbidden` (a dispatcher names no patient), `Invalid`, `BedOccupied`, `BedReserved`,
-    `BedClosed`, `BedNotReady`.
+    Raises `NotFound`, `Forbidden` (a dispatcher names no patient), `Archived` (the patient's record),
+    `Invalid`, `BedOccupied`, `BedReserved`, `BedClosed`, `BedNotReady`.
     """
     bed = await session.get(Bed, bed_id, with_for_update=True)
     if bed is None or bed.archived_at is not None or not actor.works_in(bed.dispensary_id, WHO_RESERVES):
@@ -226,7 +233,9 @@ async def reserve_bed(
     if patient_id is not None:
         if not actor.works_in(bed.dispensary_id, (Role.SUPERADMIN, Role.DOCTOR)):
             raise Forbidden(("patientId",))
-        await visible_patient(session, actor=actor, patient_id=patient_id)
+        patient = await visible_patient(session, actor=actor, patient_id=patient_id)
+        if patient.archived_at is not None:
+            raise Archived(("patientId",))
     instant = await now(session)
     if until <= instant:
         raise Invalid(
@@ -288,6 +297,15 @@ async def release_reservation(session: AsyncSession, *, actor: Actor, reservatio
         raise ReservationEnded(("id",))
     reservation.ended_at = instant
     reservation.outcome = ReservationOutcome.RELEASED
+    access_log.record(
+        session,
+        actor,
+        "reservation_release",
+        "Reservation",
+        reservation.id,
+        patient_id=reservation.patient_id,
+        dispensary_id=bed.dispensary_id,
+    )
     await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.RESERVATION_RELEASED))
     return reservation
 
@@ -332,14 +350,39 @@ async def archive(
     Raises `NotFound`, `VersionConflict`, `HasOpenStays`, `BedReserved`.
     """
     column = {Dispensary: "dispensary_id", Room: "room_id", Bed: "id"}[table]
-    # Beds first, as everywhere, so that nobody is checked in meanwhile.
-    beds = list(
-        await session.scalars(
-            text(f"SELECT id FROM bed WHERE {column} = :key AND archived_at IS NULL ORDER BY id FOR UPDATE"),
-            {"key": key},
-        )
+    # Beds first, as everywhere.
+    await session.execute(
+        text(f"SELECT id FROM bed WHERE {column} = :key AND archived_at IS NULL ORDER BY id FOR UPDATE"),
+        {"key": key},
     )
     row = await locked(session, table, key, actor=actor, version=version)
+    if row.archived_at is not None:
+        return
+    inside = {"key": key, "at": await now(session)}
+    row.archived_at = inside["at"]
+    row.version += 1
+    await session.flush()
+    if table is Dispensary:
+        await session.execute(
+            text(
+                "UPDATE room SET archived_at = :at, version = version + 1 "
+                "WHERE dispensary_id = :key AND archived_at IS NULL"
+            ),
+            inside,
+        )
+    # A bed may have been put into the room while this waited for its row; from here on none can be.
+    beds = [key] if table is Bed else []
+    if table is not Bed:
+        beds = list(
+            await session.scalars(
+                text(
+                    "UPDATE bed SET archived_at = :at, version = version + 1 "
+                    f"WHERE {column} = :key AND archived_at IS NULL RETURNING id"
+                ),
+                inside,
+            )
+        )
+    # Asked last, when every bed is locked: a check-in that was under way is seen, and a later one finds none.
     taken = await session.scalar(
         text("SELECT count(*) FROM bed_assignment WHERE bed_id = ANY(:beds) AND ended_at IS NULL"),
         {"beds": beds},
@@ -357,28 +400,6 @@ async def archive(
     ).one_or_none()
     if kept is not None:
         raise BedReserved(("id",), bed_id=kept[0], reserved_until=kept[1], alternative_ids=[])
-    if row.archived_at is not None:
-        return
-    instant = await now(session)
-    row.archived_at = instant
-    row.version += 1
-    await session.flush()
-    inside = {"key": key, "at": instant}
-    if table is not Bed:
-        await session.execute(
-            text(
-                f"UPDATE bed SET archived_at = :at, version = version + 1 WHERE {column} = :key AND archived_at IS NULL"
-            ),
-            inside,
-        )
-    if table is Dispensary:
-        await session.execute(
-            text(
-                "UPDATE room SET archived_at = :at, version = version + 1 "
-                "WHERE dispensary_id = :key AND archived_at IS NULL"
-            ),
-            inside,
-        )
     if beds:
         dispensary_id = row.id if isinstance(row, Dispensary) else row.dispensary_id
-        await publish_beds(session, dispensary_id, *((bed, BedChange.ARCHIVED) for bed in beds))
+        await publish_beds(session, dispensary_id, *((bed, BedChange.ARCHIVED) for bed in sorted(beds)))

@@ -8,9 +8,10 @@ stand behind it, whatever the code does.
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from ekoyka.database import constraint_name
 from ekoyka.errors import Conflict, Invalid, NotFound, VersionConflict
@@ -28,7 +29,7 @@ from ekoyka.inpatient.availability import (
     refuse_unusable,
     visible_patient,
 )
-from ekoyka.inpatient.queries import BedChange, alternatives, collision, publish_beds
+from ekoyka.inpatient.queries import BedChange, alternatives, publish_beds
 from ekoyka.inpatient.tables import (
     BedAssignment,
     Outcome,
@@ -245,6 +246,7 @@ async def check_in(
     await refuse_unusable(session, bed, patient_id=patient.id)
     await _refuse_room(session, bed, patient)
     await _refuse_doctor(session, bed.dispensary_id, attending_doctor_id)
+    await _refuse_plan(session, bed.dispensary_id, since, details.planned_check_out_on)
     stay = Stay(
         patient_id=patient.id,
         dispensary_id=bed.dispensary_id,
@@ -277,34 +279,30 @@ def _record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason
     )
 
 
-_BED_OF = text(
-    "SELECT a.bed_id FROM bed_assignment a WHERE a.stay_id = :stay ORDER BY a.started_at DESC, a.id DESC LIMIT 1"
-)
+_ASSIGNMENTS = text("SELECT id, bed_id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at, id")
 
 
 async def _locked_stay(
     session: AsyncSession, *, actor: Actor, stay_id: int, version: int, beds: tuple[int, ...] = ()
-) -> tuple[Stay, BedAssignment, dict[int, Bed]]:
-    """The stay, its last assignment, and its bed with the other beds, all locked in order.
+) -> tuple[Stay, list[BedAssignment], dict[int, Bed]]:
+    """The stay, its assignments in order, and their beds with the other beds; beds, patient and stay locked.
 
     Raises `NotFound`, `VersionConflict` (which a transfer in the meantime is).
     """
-    last_bed = await session.scalar(_BED_OF, {"stay": stay_id})
-    locked = await _locked_beds(session, *beds, *([last_bed] if last_bed is not None else []))
-    stay = await session.get(Stay, stay_id, with_for_update=True, populate_existing=True)
+    stay = await session.get(Stay, stay_id)
     if stay is None or not actor.works_in(stay.dispensary_id, CLINICIANS):
         raise NotFound(("id",))
-    if stay.version != version or await session.scalar(_BED_OF, {"stay": stay_id}) != last_bed:
+    before = (await session.execute(_ASSIGNMENTS, {"stay": stay_id})).all()
+    locked = await _locked_beds(session, *beds, *(row.bed_id for row in before))
+    await session.get(Patient, stay.patient_id, with_for_update={"key_share": True})
+    await session.refresh(stay, with_for_update=True)
+    if stay.version != version or (await session.execute(_ASSIGNMENTS, {"stay": stay_id})).all() != before:
         raise VersionConflict(
             ("version",), object_type="Stay", object_id=stay_id, current_version=stay.version
         )
-    key = await session.scalar(
-        text("SELECT id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at DESC, id DESC LIMIT 1"),
-        {"stay": stay_id},
-    )
-    assignment = await session.get(BedAssignment, key)
-    assert assignment is not None
-    return stay, assignment, locked
+    keys = [row.id for row in before]
+    rows = await session.scalars(select(BedAssignment).where(col(BedAssignment.id).in_(keys)))
+    return stay, sorted(rows, key=lambda row: keys.index(row.id)), locked
 
 
 async def _ending(
@@ -336,13 +334,14 @@ async def transfer(
 
     Raises as `check_in` does, and `VersionConflict`, `StayAlreadyEnded`, `SameBed`, `CheckOutBeforeCheckIn`.
     """
-    stay, assignment, beds = await _locked_stay(
+    stay, assignments, beds = await _locked_stay(
         session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,)
     )
+    assignment = assignments[-1]
     bed = beds.get(bed_id)
     if bed is None or bed.archived_at is not None or bed.dispensary_id != stay.dispensary_id:
         raise NotFound(("bedId",))
-    patient = await session.get(Patient, stay.patient_id, with_for_update=True)
+    patient = await session.get(Patient, stay.patient_id)
     assert patient is not None
     end = await _ending(session, stay, assignment, at)
     if assignment.bed_id == bed_id:
@@ -391,7 +390,8 @@ async def check_out(
 
     Raises `NotFound`, `VersionConflict`, `StayAlreadyEnded`, `InFuture`, `CheckOutBeforeCheckIn`.
     """
-    stay, assignment, beds = await _locked_stay(session, actor=actor, stay_id=stay_id, version=version)
+    stay, assignments, beds = await _locked_stay(session, actor=actor, stay_id=stay_id, version=version)
+    assignment = assignments[-1]
     end = await _ending(session, stay, assignment, at)
     assignment.ended_at = end
     stay.checked_out_at = end
@@ -424,7 +424,7 @@ async def update_stay(
     plan = {name: value for name, value in changes.items() if name != "attending_doctor_id"}
     details = changed(stay, StayPlan, plan)
     if "planned_check_out_on" in plan:
-        await _refuse_plan(session, stay, details.planned_check_out_on)
+        await _refuse_plan(session, stay.dispensary_id, stay.checked_in_at, details.planned_check_out_on)
     for name, value in details.model_dump().items():
         setattr(stay, name, value)
     stay.version += 1
@@ -433,14 +433,16 @@ async def update_stay(
     return stay
 
 
-async def _refuse_plan(session: AsyncSession, stay: Stay, planned: date | None) -> None:
+async def _refuse_plan(
+    session: AsyncSession, dispensary_id: int, checked_in_at: datetime, planned: date | None
+) -> None:
     if planned is None:
         return
     first_day = await session.scalar(
         text(
             "SELECT (CAST(:at AS timestamptz) AT TIME ZONE time_zone)::date FROM dispensary WHERE id = :dispensary"
         ),
-        {"at": stay.checked_in_at, "dispensary": stay.dispensary_id},
+        {"at": checked_in_at, "dispensary": dispensary_id},
     )
     assert first_day is not None
     if planned < first_day:
@@ -467,10 +469,11 @@ async def correct(
 
     ``checked_in_at`` moves the beginning of its first bed, ``checked_out_at`` the end of its last, and
     ``bed_id`` says which bed the last one really was. Raises `NotFound`, `VersionConflict`, `InFuture`,
-    `CheckOutBeforeCheckIn`, `BedOccupied`, `PatientAlreadyAdmitted`, `RoomSexMismatch`, `Invalid`.
+    `CheckOutBeforeCheckIn`, `BedOccupied`, `PatientAlreadyAdmitted`, `RoomSexMismatch`, `Invalid`; while the
+    patient is there, for another bed also `BedReserved`, `BedClosed`, `BedNotReady`.
     """
     why = checked_reason(reason)
-    stay, last, beds = await _locked_stay(
+    stay, assignments, beds = await _locked_stay(
         session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,) if bed_id is not None else ()
     )
     instant = await now(session)
@@ -483,19 +486,45 @@ async def correct(
             ru="Пациент ещё не выписан: выпишите его.",
             en="The stay is open: check the patient out.",
         )
+    first, last = assignments[0], assignments[-1]
     begins, ends = checked_in_at or stay.checked_in_at, checked_out_at or stay.checked_out_at
-    if ends is not None and ends < begins:
-        raise CheckOutBeforeCheckIn(("checkedOutAt",), stay_id=stay.id, checked_in_at=begins)
+    if begins > (first.ended_at if last is not first and first.ended_at else ends or instant):
+        field = "checkedInAt" if checked_out_at is None else "checkedOutAt"
+        raise CheckOutBeforeCheckIn((field,), stay_id=stay.id, checked_in_at=begins)
+    if ends is not None and last is not first and ends < last.started_at:
+        raise CheckOutBeforeCheckIn(("checkedOutAt",), stay_id=stay.id, checked_in_at=last.started_at)
     await _refuse_admitted(
         session, actor=actor, patient_id=stay.patient_id, since=begins, until=ends, besides=stay.id
     )
-    former_bed = last.bed_id
-    first_key = await session.scalar(
-        text("SELECT id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at, id LIMIT 1"),
-        {"stay": stay.id},
+    bed = beds.get(last.bed_id if bed_id is None else bed_id)
+    if bed is None or bed.dispensary_id != stay.dispensary_id:
+        raise NotFound(("bedId",))
+    await refuse_occupied(
+        session,
+        bed,
+        since=begins if last is first else last.started_at,
+        until=ends,
+        patient_id=stay.patient_id,
+        besides_stay=stay.id,
     )
-    first = await session.get(BedAssignment, first_key)
-    assert first is not None
+    if last is not first:
+        await refuse_occupied(
+            session,
+            beds[first.bed_id],
+            since=begins,
+            until=first.ended_at,
+            patient_id=stay.patient_id,
+            besides_stay=stay.id,
+        )
+    if bed.id != last.bed_id:
+        patient = await session.get(Patient, stay.patient_id)
+        assert patient is not None
+        if ends is None:
+            if bed.archived_at is not None:
+                raise NotFound(("bedId",))
+            await _take_reservation(session, bed, patient, None)
+            await refuse_unusable(session, bed, patient_id=patient.id)
+        await _refuse_room(session, bed, patient)
     session.add(
         StayRevision(
             stay_id=stay.id,
@@ -505,48 +534,18 @@ async def correct(
                 "checked_in_at": stay.checked_in_at.isoformat(),
                 "checked_out_at": stay.checked_out_at.isoformat() if stay.checked_out_at else None,
                 "outcome": stay.outcome,
-                "bed_id": former_bed,
+                "bed_id": last.bed_id,
             },
         )
     )
-    if bed_id is not None and bed_id != last.bed_id:
-        bed = beds.get(bed_id)
-        if bed is None or bed.dispensary_id != stay.dispensary_id:
-            raise NotFound(("bedId",))
-        patient = await session.get(Patient, stay.patient_id)
-        assert patient is not None
-        await _refuse_room(session, bed, patient)
-        last.bed_id = bed_id
+    touched = sorted({last.bed_id, bed.id})
     stay.checked_in_at = first.started_at = begins
-    if ends is not None:
-        stay.checked_out_at = last.ended_at = ends
+    stay.checked_out_at = last.ended_at = ends
+    last.bed_id = bed.id
     if outcome is not None:
         stay.outcome = outcome.value
-    for assignment in {first.id: first, last.id: last}.values():
-        if assignment.ended_at is not None and assignment.ended_at < assignment.started_at:
-            raise CheckOutBeforeCheckIn(
-                ("checkedInAt",), stay_id=stay.id, checked_in_at=assignment.started_at
-            )
-        with session.no_autoflush:
-            inside = await collision(
-                session,
-                bed_id=assignment.bed_id,
-                since=assignment.started_at,
-                until=assignment.ended_at,
-                besides_stay=stay.id,
-            )
-        if inside is not None:
-            raise BedOccupied(
-                ("bedId",),
-                bed_id=assignment.bed_id,
-                occupied_since=inside.started_at,
-                occupied_until=inside.ended_at,
-                expected_end_on=inside.expected_end_on,
-                alternative_ids=[],
-            )
     stay.version += 1
     await _flush(session)
     _record(session, actor, "stay_correct", stay, why)
-    touched = sorted({former_bed, last.bed_id})
-    await publish_beds(session, stay.dispensary_id, *((bed, BedChange.CORRECTED) for bed in touched))
+    await publish_beds(session, stay.dispensary_id, *((key, BedChange.CORRECTED) for key in touched))
     return stay

@@ -242,8 +242,12 @@ async def test_a_database_that_is_down_is_named_and_the_server_recovers_by_itsel
             assert (await http.post("/graphql", json=query)).status_code == 200
     finally:
         await process.stop()
-        embedded.stop(server)
-        Path(address.partition("host=")[2].partition("&")[0]).unlink(missing_ok=True)
+        _end(server, address)
+
+
+def _end(server: embedded.EmbeddedServer, address: str) -> None:
+    embedded.stop(server)
+    Path(address.partition("host=")[2].partition("&")[0]).unlink(missing_ok=True)
 
 
 def _again(folder: Path, address: str) -> embedded.EmbeddedServer:
