@@ -30,7 +30,7 @@ from ekoyka.settings import LogFormat, Mode, Settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 imports = typer.Typer(no_args_is_help=True, help="Read CSV files into the database.")
 app.add_typer(imports, name="import")
-out = Console(highlight=False)
+out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False)
 _Result = TypeVar("_Result")
 GRACE_S = 20
@@ -169,7 +169,7 @@ async def _fill(settings: Settings) -> None:
         await database.check_fit()
         _say("миграции · migrations")
         await migrate.upgrade(database)
-        accounts = await demo.fill(database, hasher=hasher, say=_say)
+        accounts = await demo.fill(database, hasher=hasher, say=_say, base_url=settings.base_url)
     hasher.close()
     base = settings.base_url
     out.print(f"\n[bold]ЭКойка {__version__}[/]  {base}")
@@ -237,7 +237,7 @@ def _imported(work: Callable[[Database, Callable[[int, int], None]], Awaitable[R
         report = _with_database(
             lambda database: work(database, lambda done, of: bar.update(task, completed=done, total=of))
         )
-    out.print(str(report), markup=False, soft_wrap=True)
+    out.print(str(report), markup=False)
     if report.refused:
         raise typer.Exit(3)
 

@@ -148,6 +148,7 @@ async def fill(
     *,
     hasher: PasswordHasher,
     say: Callable[[str], None],
+    base_url: str = "http://127.0.0.1:8000",
     seed: int = 1,
     now: datetime | None = None,
 ) -> tuple[DemoAccount, ...]:
@@ -163,7 +164,7 @@ async def fill(
     hashes = {account.password: await hasher.hash(account.password) for account in ACCOUNTS}
     say("диспансеры, палаты, койки, врачи · dispensaries, rooms, beds, doctors")
     async with database.transaction() as session:
-        maker = _Maker(session, random.Random(seed), moment)  # noqa: S311 -- a believable network, no secret
+        maker = _Maker(session, random.Random(seed), moment, base_url)  # noqa: S311 -- a believable network, no secret
         places = await maker.places()
         doctors = await maker.accounts(places, hashes)
         say("пациенты и год госпитализаций · patients and a year of stays")
@@ -177,7 +178,8 @@ async def fill(
 class _Maker:
     """One filling, in one transaction."""
 
-    def __init__(self, session: AsyncSession, chance: random.Random, now: datetime) -> None:
+    def __init__(self, session: AsyncSession, chance: random.Random, now: datetime, base_url: str) -> None:
+        self.base_url = base_url
         self.session = session
         self.chance = chance
         self.now = now
@@ -426,7 +428,7 @@ class _Maker:
                     "neutral_header": True,
                     "purpose": "для предъявления по месту работы",
                 },
-                base_url="http://127.0.0.1:8000",
+                base_url=self.base_url,
             )
         await link_account(
             self.session,

@@ -358,8 +358,9 @@ async def archive(
     row = await locked(session, table, key, actor=actor, version=version)
     if row.archived_at is not None:
         return
-    inside = {"key": key, "at": await now(session)}
-    row.archived_at = inside["at"]
+    instant = await now(session)
+    inside = {"key": key, "at": instant}
+    row.archived_at = instant
     row.version += 1
     await session.flush()
     if table is Dispensary:

@@ -218,7 +218,8 @@ async def test_after_the_listening_connection_was_cut_subscribers_get_what_they_
         async with database.transaction() as session:
             cut = await session.execute(
                 text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ekoyka feed'"
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE application_name = 'ekoyka feed' AND datname = current_database()"
                 )
             )
             assert cut.scalars().all() == [True]
