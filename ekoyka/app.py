@@ -44,7 +44,7 @@ from ekoyka.graph.plan import Planner
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
 from ekoyka.inpatient.availability import lapse_reservations
 from ekoyka.inpatient.queries import bed_status
-from ekoyka.observability import RESERVATIONS_LAPSED, RequestLog, configure_logs, metrics_text
+from ekoyka.observability import RESERVATIONS_LAPSED, STATEMENTS, RequestLog, configure_logs, metrics_text
 from ekoyka.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> Starlette:
     assert settings.database_url is not None, "the command line starts the embedded PostgreSQL first"
     keys = load_keys(settings)
     schema = _schema()
-    database = Database(settings.database_url.get_secret_value(), settings)
+    database = Database(settings.database_url.get_secret_value(), settings, on_statement=STATEMENTS.inc)
     services = Services(
         settings=settings,
         database=database,
@@ -362,6 +362,7 @@ async def metrics(request: Request) -> Response:
     text = metrics_text(
         pools=services.database.pool_use,
         beds=beds,
+        plans={"hit": services.planner.hits, "miss": services.planner.misses},
         feed_connected=services.feed.connected,
         many_processes=services.settings.workers > 1,
     )

@@ -9,7 +9,7 @@ never a dead server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -74,7 +74,15 @@ async def connect(url: str, settings: Settings, application: str) -> asyncpg.Con
 class Database:
     """One process's connections to one database."""
 
-    def __init__(self, url: str, settings: Settings, *, pooled: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: Settings,
+        *,
+        pooled: bool = True,
+        on_statement: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_statement = on_statement
         self.url = url
         self.settings = settings
         pool: dict[str, Any] = (
@@ -98,6 +106,7 @@ class Database:
 
     def _count(self, *_: object) -> None:
         self.statements += 1
+        self._on_statement()
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,20 +162,20 @@ class Database:
     async def fetch_value(self, sql: str, *arguments: Any) -> Any:
         """The single value of a read that is one statement."""
         async with self.reader() as connection:
-            self.statements += 1
+            self._count()
             return await connection.fetchval(sql, *arguments)
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         """The rows of a read that is one statement."""
         async with self.reader() as connection:
-            self.statements += 1
+            self._count()
             return await connection.fetch(sql, *arguments)
 
     async def fetch_value_in(self, session: AsyncSession, sql: str, *arguments: Any) -> Any:
         """As `fetch_value`, on the session's connection: sees what its transaction has changed."""
         await session.flush()
         raw = await (await session.connection()).get_raw_connection()
-        self.statements += 1
+        self._count()
         driver = raw.driver_connection
         assert driver is not None
         return await driver.fetchval(sql, *arguments)

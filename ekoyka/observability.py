@@ -23,7 +23,7 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ekoyka.settings import LogFormat, Settings
@@ -48,7 +48,6 @@ FEED_LAG = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
 RESERVATIONS_LAPSED = Counter("ekoyka_reservations_lapsed_total", "Reservations ended by their time.")
-PLANS = Counter("ekoyka_plans_total", "Plans of operations asked for.", ["cache"])
 
 # Callers may name their request; nothing else of theirs gets into a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -172,9 +171,10 @@ class _Now:
     def __init__(self) -> None:
         self.pools: dict[str, tuple[int, int]] = {}
         self.beds: dict[str, int] = {}
+        self.plans: dict[str, int] = {}
         self.feed_connected = False
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         use = GaugeMetricFamily("ekoyka_pool_connections", "Database connections.", labels=["pool", "state"])
         for name, (busy, size) in self.pools.items():
             use.add_metric([name, "busy"], busy)
@@ -184,17 +184,28 @@ class _Now:
         for status, count in self.beds.items():
             beds.add_metric([status], count)
         yield beds
+        plans = CounterMetricFamily(
+            "ekoyka_plans", "Plans of operations, found in this process's cache or made.", labels=["cache"]
+        )
+        for outcome, count in self.plans.items():
+            plans.add_metric([outcome], count)
+        yield plans
         yield GaugeMetricFamily(
             "ekoyka_feed_connected", "Whether this process hears the feed.", value=float(self.feed_connected)
         )
 
 
 def metrics_text(
-    *, pools: dict[str, tuple[int, int]], beds: dict[str, int], feed_connected: bool, many_processes: bool
+    *,
+    pools: dict[str, tuple[int, int]],
+    beds: dict[str, int],
+    plans: dict[str, int],
+    feed_connected: bool,
+    many_processes: bool,
 ) -> bytes:
     """The metrics in Prometheus' text form; of all server processes where there are several."""
     now = _Now()
-    now.pools, now.beds, now.feed_connected = pools, beds, feed_connected
+    now.pools, now.beds, now.plans, now.feed_connected = pools, beds, plans, feed_connected
     momentary = CollectorRegistry()
     momentary.register(now)
     lasting: CollectorRegistry = REGISTRY
