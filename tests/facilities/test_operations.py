@@ -108,7 +108,7 @@ async def test_what_lies_outside_the_scope_does_not_exist(database: Database, ma
         (operations.update_room, {"room_id": 10**12, "version": 1, "changes": {}}),
     ):
         with pytest.raises(NotFound):
-            await run(database, verb, actor=stranger, **arguments)  # type: ignore[arg-type]
+            await run(database, verb, actor=stranger, **arguments)
 
 
 async def test_a_number_and_a_label_are_unique_until_their_owners_are_archived(

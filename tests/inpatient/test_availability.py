@@ -21,7 +21,7 @@ from ekoyka.inpatient.availability import (
     ReservationEnded,
 )
 from ekoyka.inpatient.queries import bed_options
-from ekoyka.inpatient.tables import Reservation
+from ekoyka.inpatient.tables import Outcome, Reservation
 from tests.factories import Factory
 from tests.identity.transactions import answer, run, until_one_waits
 from tests.invariants import broken_invariants
@@ -320,7 +320,7 @@ async def test_what_is_used_is_not_archived(
 
     with pytest.raises(HasOpenStays) as occupied:
         await run(database, availability.archive, table, actor=actor, key=key, version=1)
-    await run(database, stays.check_out, actor=actor, stay_id=stay.id, version=1, outcome=stays.Outcome.DIED)
+    await run(database, stays.check_out, actor=actor, stay_id=stay.id, version=1, outcome=Outcome.DIED)
     await run(
         database, availability.reserve_bed, actor=actor, bed_id=bed.id, until=hours_on(1), patient_id=None
     )
