@@ -5,8 +5,11 @@ own (certificates, reservations, the link of a record to an account) goes throug
 """
 
 import random
+import re
+import secrets
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -40,6 +43,7 @@ FIRST_QUERY = """\
 }
 """
 _YEAR = timedelta(days=365)
+_LOCK = 0x64656D6F  # of PostgreSQL: fillings go one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,56 +79,57 @@ class _Place:
     longitude: float
 
 
+# No such house numbers and no such telephone numbers: nobody is called by whoever tries the demonstration.
 _PLACES = (
     _Place(
         "moscow",
-        "Наркологический диспансер «Сокольники»",
-        "Городская клиническая больница № 140",
-        "107014, Москва, ул. Стромынка, д. 7",
+        "Наркологический диспансер «Берёзовая роща»",
+        "Медицинский центр «Берёзовая роща»",
+        "101000, Москва, ул. Примерная, д. 7",
         "+74950000101",
         "Europe/Moscow",
-        55.7905,
-        37.6975,
+        55.7558,
+        37.6173,
     ),
     _Place(
         "yekaterinburg",
-        "Областной наркологический диспансер",
-        "Областная больница № 12",
-        "620030, Екатеринбург, ул. Халтурина, д. 44а",
+        "Наркологический диспансер «Исеть»",
+        "Медицинский центр «Исеть»",
+        "620000, Екатеринбург, ул. Примерная, д. 44а",
         "+73430000102",
         "Asia/Yekaterinburg",
-        56.8505,
-        60.5511,
+        56.8389,
+        60.6057,
     ),
     _Place(
         "kaliningrad",
         "Наркологический диспансер «Янтарный берег»",
         "Медицинский центр «Янтарный берег»",
-        "236006, Калининград, Московский пр-т, д. 80",
+        "236000, Калининград, пр-т Примерный, д. 80",
         "+74010000103",
         "Europe/Kaliningrad",
-        54.7065,
-        20.5330,
+        54.7104,
+        20.4522,
     ),
     _Place(
         "novosibirsk",
-        "Наркологический диспансер № 2",
-        "Клиническая больница «Обь»",
-        "630099, Новосибирск, ул. Каинская, д. 15",
+        "Наркологический диспансер «Обские зори»",
+        "Медицинский центр «Обские зори»",
+        "630000, Новосибирск, ул. Примерная, д. 15",
         "+73830000104",
         "Asia/Novosibirsk",
-        55.0255,
-        82.9180,
+        55.0302,
+        82.9204,
     ),
     _Place(
         "vladivostok",
-        "Краевой наркологический диспансер",
-        "Краевая больница «Тихая»",
-        "690011, Владивосток, ул. Станюковича, д. 53",
+        "Наркологический диспансер «Тихая бухта»",
+        "Медицинский центр «Тихая бухта»",
+        "690000, Владивосток, ул. Примерная, д. 53",
         "+74230000105",
         "Asia/Vladivostok",
-        43.1090,
-        131.8740,
+        43.1155,
+        131.8855,
     ),
 )
 # (floor, whom it takes, isolation, beds)
@@ -140,7 +145,107 @@ _PROFILES = ("наркологическая", "наркологическая",
 _DIAGNOSES = ("F10.2", "F10.2", "F10.2", "F10.3", "F10.0", "F11.2", "F12.2", "F13.2", "F15.2", "F19.2")
 _CODE_NAMES = ("Берёза", "Клён", "Рябина", "Ольха", "Ель", "Сосна", "Ива", "Липа", "Осина", "Дуб")
 _OUTCOMES = (*(Outcome.DISCHARGED,) * 8, Outcome.LEFT_AGAINST_ADVICE, Outcome.TRANSFERRED)
-_PATIENTS_EACH = 150
+_CLOSURES = ("ремонт палаты", "неисправна кровать", "замена окна", "нет освещения", "протечка")
+_COURSES_DAYS = (7, 14, 21, 21, 28, 28, 40)
+# Faker's given names are those of the calendar of saints: its Синклитикия is nobody's neighbour.
+_GIVEN = {
+    Sex.MALE: [
+        "Александр",
+        "Алексей",
+        "Андрей",
+        "Антон",
+        "Артём",
+        "Борис",
+        "Вадим",
+        "Виктор",
+        "Владимир",
+        "Вячеслав",
+        "Григорий",
+        "Денис",
+        "Дмитрий",
+        "Евгений",
+        "Егор",
+        "Иван",
+        "Игорь",
+        "Константин",
+        "Максим",
+        "Михаил",
+        "Николай",
+        "Олег",
+        "Павел",
+        "Пётр",
+        "Роман",
+        "Семён",
+        "Сергей",
+        "Степан",
+        "Фёдор",
+        "Юрий",
+        "Ярослав",
+    ],
+    Sex.FEMALE: [
+        "Алёна",
+        "Александра",
+        "Алла",
+        "Анастасия",
+        "Анна",
+        "Валентина",
+        "Вера",
+        "Галина",
+        "Дарья",
+        "Екатерина",
+        "Елена",
+        "Зоя",
+        "Инна",
+        "Ирина",
+        "Ксения",
+        "Лариса",
+        "Любовь",
+        "Людмила",
+        "Марина",
+        "Мария",
+        "Надежда",
+        "Наталья",
+        "Нина",
+        "Оксана",
+        "Ольга",
+        "Полина",
+        "Светлана",
+        "Софья",
+        "Татьяна",
+        "Юлия",
+    ],
+}
+_PATRONYMICS = [
+    "Александрович",
+    "Алексеевич",
+    "Андреевич",
+    "Анатольевич",
+    "Борисович",
+    "Валерьевич",
+    "Викторович",
+    "Владимирович",
+    "Геннадьевич",
+    "Григорьевич",
+    "Дмитриевич",
+    "Евгеньевич",
+    "Иванович",
+    "Игоревич",
+    "Михайлович",
+    "Николаевич",
+    "Олегович",
+    "Павлович",
+    "Петрович",
+    "Романович",
+    "Семёнович",
+    "Сергеевич",
+    "Степанович",
+    "Фёдорович",
+    "Юрьевич",
+]
+# Faker writes these without the dots; a register has them both ways.
+_DOTTED = re.compile(r"^(Воробь|Журавл|Кисел|Ковал|Корол|Кошел|Лихач|Муравь|Соловь|Фомич)ев")
+_DOCTOR = "врач психиатр-нарколог"
+_PATIENTS_EACH = 120
 
 
 async def fill(
@@ -155,38 +260,148 @@ async def fill(
     """The database holds the demonstration network; one that holds it already is left as it is.
 
     All in one transaction: it is there whole or not at all. The same seed and ``now`` (by default the last
-    midnight, UTC) make the same rows.
+    midnight, UTC) make the same rows, but for what is secret (hashes, the certificates' codes) and the
+    reservations, which are in force by the clock.
     """
-    if await database.fetch_value("SELECT EXISTS (SELECT FROM dispensary WHERE source_key LIKE 'demo:%')"):
-        say("демонстрационные данные на месте · the demonstration data are there")
-        return ACCOUNTS
-    moment = now or datetime.combine(datetime.now(UTC).date(), time(), UTC)
-    hashes = {account.password: await hasher.hash(account.password) for account in ACCOUNTS}
-    say("диспансеры, палаты, койки, врачи · dispensaries, rooms, beds, doctors")
     async with database.transaction() as session:
+        # Whoever starts at the same time waits, and then finds it done.
+        await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        if await session.scalar(
+            text("SELECT EXISTS (SELECT FROM dispensary WHERE source_key LIKE 'demo:%')")
+        ):
+            say("демонстрационные данные на месте · the demonstration data are there")
+            return ACCOUNTS
+        moment = now or datetime.combine(datetime.now(UTC).date(), time(), UTC)
+        hashes = {password: await hasher.hash(password) for password in {a.password for a in ACCOUNTS}}
+        # Colleagues are names for stays, nobody to sign in as.
+        nobody = await hasher.hash(secrets.token_urlsafe(32))
         maker = _Maker(session, random.Random(seed), moment, base_url)  # noqa: S311 -- a believable network, no secret
+        say("диспансеры, палаты, койки, врачи · dispensaries, rooms, beds, doctors")
         places = await maker.places()
-        doctors = await maker.accounts(places, hashes)
-        say("пациенты и год госпитализаций · patients and a year of stays")
+        await maker.accounts(places, hashes, nobody)
         for place in places:
-            await maker.people(place, doctors[place.id])
-        say("справки, брони, закрытые койки · certificates, reservations, closed beds")
-        await maker.extras(places)
+            say(f"{place.name}: пациенты и год госпитализаций · patients and a year of stays")
+            ward = await maker.people(place)
+            patient_id = await maker.extras(place, ward)
+            if place is places[0]:
+                await maker.link(place, patient_id)
+        # Somewhere there is nobody to look after one more.
+        places[-1].staffed_beds = len(ward.lying)
     return ACCOUNTS
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One stay of the year: where the patient lay since when, and when they will leave or have left."""
+
+    patient: dict[str, Any]
+    checked_in_at: datetime
+    planned_on: date
+    leaves_on: date
+    outcome: Outcome
+    beds: list[tuple[Bed, datetime]]
+    ended_at: datetime | None = None
+    stay_id: int = 0
+
+
+@dataclass(slots=True)
+class _Ward:
+    """A dispensary's year, lived day by day in its own time zone: who leaves, who moves, who comes."""
+
+    chance: random.Random
+    now: datetime
+    zone: ZoneInfo
+    beds: list[tuple[Bed, Room]]
+    patients: list[dict[str, Any]]
+    visits: list[_Visit] = field(default_factory=list)
+    lying: dict[int, _Visit] = field(default_factory=dict)
+    free_from: dict[int, datetime] = field(default_factory=dict)
+    may_return_on: dict[int, date] = field(default_factory=dict)
+
+    def live(self) -> None:
+        """The year until now has passed; wards filled up in it from a third to four fifths."""
+        today = self.now.astimezone(self.zone).date()
+        for number in range(_YEAR.days + 1):
+            day = today - _YEAR + timedelta(days=number)
+            self._leave(day)
+            if self.chance.random() < 0.07:
+                self._move(day)
+            goal = len(self.beds) * (0.33 + 0.5 * number / _YEAR.days)
+            for _ in range(min(4, round(goal) - len(self.lying))):
+                self._come(day)
+
+    def _at(self, day: date, hours: range) -> datetime:
+        moment = datetime.combine(day, time(self.chance.choice(hours), self.chance.randrange(0, 60, 5)))
+        return moment.replace(tzinfo=self.zone).astimezone(UTC)
+
+    def _leave(self, day: date) -> None:
+        for bed_id, visit in list(self.lying.items()):
+            moment = self._at(day, range(9, 13))
+            if visit.leaves_on <= day and moment < self.now:
+                visit.ended_at = self.free_from[bed_id] = moment
+                self.may_return_on[visit.patient["id"]] = day + timedelta(days=14)
+                del self.lying[bed_id]
+
+    def _move(self, day: date) -> None:
+        moment = self._at(day, range(13, 16))
+        moves = [
+            (former, bed)
+            for former, visit in self.lying.items()
+            for bed, room in self.empty(moment)
+            if _takes(room, visit.patient)
+        ]
+        if moves and moment < self.now:
+            former, bed = self.chance.choice(moves)
+            visit = self.lying.pop(former)
+            visit.beds.append((bed, moment))
+            self.lying[bed.id] = visit
+            self.free_from[former] = moment
+
+    def _come(self, day: date) -> None:
+        moment = self._at(day, range(8, 22))
+        present = {visit.patient["id"] for visit in self.lying.values()}
+        absent = [
+            patient
+            for patient in self.patients
+            if patient["id"] not in present and self.may_return_on.get(patient["id"], day) <= day
+        ]
+        bed, room = self.chance.choice(self.empty(moment))
+        fitting = [patient for patient in absent if _takes(room, patient)]
+        if not fitting or moment >= self.now:
+            return
+        patient = self.chance.choice(fitting)
+        planned_on = day + timedelta(days=self.chance.choice(_COURSES_DAYS))
+        outcome = self.chance.choice(_OUTCOMES)
+        leaves_on = (
+            day + timedelta(days=self.chance.randint(3, 6))
+            if outcome is Outcome.LEFT_AGAINST_ADVICE
+            else planned_on + timedelta(days=self.chance.choice((-2, -1, 0, 0, 0, 0, 2, 5)))
+        )
+        visit = _Visit(patient, moment, planned_on, leaves_on, outcome, [(bed, moment)])
+        self.visits.append(visit)
+        self.lying[bed.id] = visit
+
+    def empty(self, moment: datetime) -> list[tuple[Bed, Room]]:
+        """The beds in which nobody lies then."""
+        return [
+            (bed, room)
+            for bed, room in self.beds
+            if bed.id not in self.lying and self.free_from.get(bed.id, moment) <= moment
+        ]
 
 
 class _Maker:
     """One filling, in one transaction."""
 
     def __init__(self, session: AsyncSession, chance: random.Random, now: datetime, base_url: str) -> None:
-        self.base_url = base_url
         self.session = session
         self.chance = chance
         self.now = now
+        self.base_url = base_url
         self.faker = Faker("ru_RU")
         self.faker.seed_instance(chance.random())
         self.beds: dict[int, list[tuple[Bed, Room]]] = {}
-        self.admin: Actor | None = None
+        self.doctors: dict[int, list[int]] = {}
         self.patient_account = 0
 
     async def _insert(self, table: type[SQLModel], rows: list[dict[str, Any]]) -> list[int]:
@@ -198,6 +413,7 @@ class _Maker:
         return keys
 
     async def places(self) -> list[Dispensary]:
+        """The dispensaries, their rooms and beds."""
         made = []
         for place in _PLACES:
             dispensary = Dispensary(
@@ -209,7 +425,7 @@ class _Maker:
                 time_zone=place.time_zone,
                 latitude=place.latitude,
                 longitude=place.longitude,
-                staffed_beds=sum(beds for *_, beds in _ROOMS) - self.chance.randint(0, 4),
+                staffed_beds=sum(beds for *_, beds in _ROOMS) - self.chance.randint(0, 2),
                 cleaning_after_check_out=self.chance.random() < 0.5,
                 created_at=self.now - 2 * _YEAR,
             )
@@ -243,211 +459,192 @@ class _Maker:
             made.append(dispensary)
         return made
 
-    async def accounts(self, places: list[Dispensary], hashes: dict[str, str]) -> dict[int, list[int]]:
-        """The accounts; each dispensary's doctors."""
-        doctors: dict[int, list[int]] = {place.id: [] for place in places}
+    async def accounts(self, places: list[Dispensary], hashes: dict[str, str], nobody: str) -> None:
+        """The accounts to sign in with, and three more doctors in each dispensary."""
+        self.doctors = {place.id: [] for place in places}
         places_of = iter(places)
         for known in ACCOUNTS:
-            account = Account(
-                email=known.email,
-                password_hash=hashes[known.password],
-                name=_full_name(self.faker, Sex.FEMALE if known.role == "DOCTOR" else Sex.MALE),
-                position="врач психиатр-нарколог" if known.role == "DOCTOR" else None,
-                created_at=self.now - _YEAR,
+            account = await self._account(
+                known.email, hashes[known.password], Sex.FEMALE if known.role == Role.DOCTOR else Sex.MALE
             )
-            self.session.add(account)
-            await self.session.flush()
             match known.role:
                 case Role.SUPERADMIN:
-                    self.session.add(RoleGrant(account_id=account.id, role=known.role))
-                    self.admin = Actor(account_id=account.id, auth_version=1, superadmin=True)
+                    self._grant(account.id, Role.SUPERADMIN, None)
                 case Role.DOCTOR:
-                    doctors[next(places_of).id].append(account.id)
+                    self.doctors[next(places_of).id].append(account.id)
+                    account.position = _DOCTOR
                 case Role.DISPATCHER:
-                    self.session.add(
-                        RoleGrant(account_id=account.id, role=known.role, dispensary_id=places[0].id)
-                    )
+                    self._grant(account.id, Role.DISPATCHER, places[0].id)
                 case _:
                     self.patient_account = account.id
         for place in places:
-            for number in range(3):
-                # Colleagues without a usable password: names for stays, nobody to sign in as.
-                account = Account(
-                    email=f"colleague-{place.id}-{number}@example.org",
-                    password_hash="-",  # noqa: S106 -- no password has this hash
-                    name=_full_name(self.faker, self.chance.choice(list(Sex))),
-                    position="врач психиатр-нарколог",
-                    created_at=self.now - _YEAR,
+            for number in range(1, 4):
+                account = await self._account(
+                    f"colleague-{place.id}-{number}@example.org", nobody, self.chance.choice(list(Sex))
                 )
-                self.session.add(account)
-                await self.session.flush()
-                doctors[place.id].append(account.id)
-            for account_id in doctors[place.id]:
-                self.session.add(
-                    RoleGrant(account_id=account_id, role=Role.DOCTOR.value, dispensary_id=place.id)
-                )
+                account.position = _DOCTOR
+                self.doctors[place.id].append(account.id)
+            for account_id in self.doctors[place.id]:
+                self._grant(account_id, Role.DOCTOR, place.id)
         await self.session.flush()
-        return doctors
+
+    async def _account(self, email: str, password_hash: str, sex: Sex) -> Account:
+        account = Account(
+            email=email,
+            password_hash=password_hash,
+            name=" ".join(self._names(sex)),
+            created_at=self.now - _YEAR,
+        )
+        self.session.add(account)
+        await self.session.flush()
+        return account
+
+    def _grant(self, account_id: int, role: Role, dispensary_id: int | None) -> None:
+        self.session.add(
+            RoleGrant(
+                account_id=account_id,
+                role=role.value,
+                dispensary_id=dispensary_id,
+                granted_at=self.now - _YEAR,
+            )
+        )
+
+    def _names(self, sex: Sex) -> tuple[str, str, str]:
+        family = self.faker.last_name_male() if sex is Sex.MALE else self.faker.last_name_female()
+        if self.chance.random() < 0.7:
+            family = _DOTTED.sub(r"\1ёв", family)
+        patronymic = self.chance.choice(_PATRONYMICS)
+        if sex is Sex.FEMALE:
+            patronymic = patronymic.removesuffix("ич") + "на"
+        return family, self.chance.choice(_GIVEN[sex]), patronymic
 
     def _person(self, place: Dispensary, number: int) -> dict[str, Any]:
-        sex = Sex.MALE if self.chance.random() < 0.72 else Sex.FEMALE
-        row: dict[str, Any] = {
+        sex = Sex.MALE if self.chance.random() < 0.64 else Sex.FEMALE
+        family, given, patronymic = self._names(sex)
+        anonymous = self.chance.random() < 0.04
+        return {
             "dispensary_id": place.id,
             "record_number": f"{self.now.year - 1}-{number:04}",
             "sex": sex.value,
-            "family_name": None,
-            "given_name": None,
-            "patronymic": None,
-            "code_name": None,
-            "birth_date": date(1950, 1, 1) + timedelta(days=self.chance.randrange(56 * 365)),
-            "phone": f"+7900{self.chance.randrange(10**7):07}",
-            "address": None,
-            "needs_isolation": self.chance.random() < 0.02,
-            "created_at": self.now - _YEAR,
+            "family_name": None if anonymous else family,
+            "given_name": None if anonymous else given,
+            "patronymic": None if anonymous or self.chance.random() < 0.07 else patronymic,
+            "code_name": f"{self.chance.choice(_CODE_NAMES)}-{number}" if anonymous else None,
+            "birth_date": self.now.date() - timedelta(days=self.chance.randrange(19 * 365, 75 * 365)),
+            # No number within a city begins with 0.
+            "phone": None if anonymous else f"{str(place.phone)[:5]}0{self.chance.randrange(10**6):06}",
+            "needs_isolation": self.chance.random() < 0.025,
+            "created_at": self.now - _YEAR - timedelta(days=1),
             "version": 1,
         }
-        if self.chance.random() < 0.04:
-            row["code_name"] = f"{self.chance.choice(_CODE_NAMES)}-{number}"
-            row["phone"] = None
-        else:
-            family, given, patronymic = _names(self.faker, sex)
-            row |= {"family_name": family, "given_name": given}
-            row["patronymic"] = patronymic if self.chance.random() < 0.93 else None
-        return row
 
-    async def people(self, place: Dispensary, doctors: list[int]) -> None:
-        """The dispensary's patients and their stays: bed by bed through the year, until now."""
+    async def people(self, place: Dispensary) -> _Ward:
+        """The dispensary's patients and the stays of their year."""
         rows = [self._person(place, number) for number in range(1, _PATIENTS_EACH + 1)]
-        patients = list(zip(await self._insert(Patient, rows), rows, strict=True))
-        free_from: dict[int, datetime] = {}
-        stays: list[dict[str, Any]] = []
-        beds: list[int] = []
-        for bed, room in self.beds[place.id]:
-            moment = self.now - _YEAR + timedelta(hours=self.chance.randrange(24 * 20))
-            while moment < self.now - timedelta(hours=2):
-                fitting = [
-                    key
-                    for key, row in patients
-                    if room.sex in (RoomSex.ANY, row["sex"])
-                    and row["needs_isolation"] == room.isolation
-                    and free_from.get(key, moment) <= moment
-                ]
-                if not fitting:
-                    moment += timedelta(days=3)
-                    continue
-                patient = self.chance.choice(fitting)
-                days = min(45.0, 3 + self.chance.expovariate(1 / 11))
-                end = moment + timedelta(days=days)
-                is_open = end >= self.now
-                stays.append(
-                    {
-                        "patient_id": patient,
-                        "dispensary_id": place.id,
-                        "checked_in_at": moment,
-                        "checked_out_at": None if is_open else end,
-                        "outcome": None if is_open else self.chance.choice(_OUTCOMES).value,
-                        "planned_check_out_on": _day(
-                            place, end + timedelta(days=self.chance.choice((-3, 0, 0, 1)))
-                        ),
-                        "diagnosis_code": self.chance.choice(_DIAGNOSES),
-                        "attending_doctor_id": self.chance.choice(doctors),
-                        "created_at": moment,
-                        "version": 1,
-                    }
-                )
-                beds.append(bed.id)
-                # Nobody is admitted twice at once; an open stay ends in the future.
-                free_from[patient] = end + timedelta(days=20)
-                moment = end + timedelta(hours=self.chance.randint(3, 90))
-        keys = await self._insert(Stay, stays)
+        keys = await self._insert(Patient, rows)
+        patients = [{"id": key, **row} for key, row in zip(keys, rows, strict=True)]
+        ward = _Ward(self.chance, self.now, ZoneInfo(place.time_zone), self.beds[place.id], patients)
+        ward.live()
+        stays = [
+            {
+                "patient_id": visit.patient["id"],
+                "dispensary_id": place.id,
+                "checked_in_at": visit.checked_in_at,
+                "checked_out_at": visit.ended_at,
+                "outcome": visit.outcome.value if visit.ended_at else None,
+                "planned_check_out_on": visit.planned_on,
+                "diagnosis_code": self.chance.choice(_DIAGNOSES),
+                "attending_doctor_id": self.chance.choice(self.doctors[place.id]),
+                "created_at": visit.checked_in_at,
+                "version": len(visit.beds) + (visit.ended_at is not None),
+            }
+            for visit in ward.visits
+        ]
+        for visit, key in zip(ward.visits, await self._insert(Stay, stays), strict=True):
+            visit.stay_id = key
         assignments = [
             {
-                "stay_id": key,
-                "bed_id": bed,
+                "stay_id": visit.stay_id,
+                "bed_id": bed.id,
                 "dispensary_id": place.id,
-                "started_at": stay["checked_in_at"],
-                "ended_at": stay["checked_out_at"],
+                "started_at": since,
+                "ended_at": until,
             }
-            for key, stay, bed in zip(keys, stays, beds, strict=True)
+            for visit in ward.visits
+            for (bed, since), until in zip(
+                visit.beds, [*(since for _, since in visit.beds[1:]), visit.ended_at], strict=True
+            )
         ]
         await self._insert(BedAssignment, assignments)
+        return ward
 
-    async def extras(self, places: list[Dispensary]) -> None:
-        """What has rules of its own, and what makes a board look like one."""
-        assert self.admin is not None
-        for place in places:
-            taken = set(
-                await self.session.scalars(
-                    text(
-                        "SELECT bed_id FROM bed_assignment WHERE dispensary_id = :place AND ended_at IS NULL"
-                    ),
-                    {"place": place.id},
-                )
+    async def extras(self, place: Dispensary, ward: _Ward) -> int:
+        """What makes a board look like one, and certificates; the patient who has been there most often."""
+        doctor = self._doctor(place)
+        ordinary = [(bed, room) for bed, room in ward.empty(self.now) if not room.isolation]
+        (closed, _), *kept, (cleaned, _) = sorted(
+            ordinary, key=lambda pair: ward.free_from.get(pair[0].id, self.now - _YEAR)
+        )
+        cleaned.service_state = ServiceState.CLEANING.value
+        closed.service_state = ServiceState.CLOSED.value
+        self.session.add(
+            BedClosure(
+                bed_id=closed.id,
+                dispensary_id=place.id,
+                closed_at=max(ward.free_from.get(closed.id, self.now - _YEAR), self.now - timedelta(days=4)),
+                reason=self.chance.choice(_CLOSURES),
+                closed_by_id=doctor.account_id,
             )
-            empty = [bed for bed, _ in self.beds[place.id] if bed.id not in taken]
-            self.chance.shuffle(empty)
-            if len(empty) > 2:
-                empty[0].service_state = ServiceState.CLEANING.value
-                empty[1].service_state = ServiceState.CLOSED.value
-                self.session.add(
-                    BedClosure(
-                        bed_id=empty[1].id,
-                        dispensary_id=place.id,
-                        closed_at=self.now - timedelta(days=4),
-                        reason="ремонт палаты",
-                        closed_by_id=self.admin.account_id,
-                    )
-                )
-            await self.session.flush()
-            if len(empty) > 3:
+        )
+        await self.session.flush()
+        present = {visit.patient["id"] for visit in ward.lying.values()}
+        for (bed, room), hours, named in zip(kept, (12, 36), (False, True), strict=False):
+            expected = (p["id"] for p in ward.patients if _takes(room, p) and p["id"] not in present)
+            await reserve_bed(
+                self.session,
+                actor=doctor,
+                bed_id=bed.id,
                 # From the clock's present, since it lapses by it.
-                await reserve_bed(
-                    self.session,
-                    actor=self.admin,
-                    bed_id=empty[2].id,
-                    until=datetime.now(UTC) + timedelta(hours=12),
-                    patient_id=None,
-                )
-        ended = (
-            await self.session.execute(
-                text(
-                    "SELECT min(s.id) AS stay, s.patient_id FROM stay s JOIN patient p ON p.id = s.patient_id "
-                    "WHERE s.dispensary_id = :place AND s.outcome = 'DISCHARGED' AND p.code_name IS NULL "
-                    "GROUP BY s.patient_id HAVING count(*) > 1 ORDER BY 2 LIMIT 3"
-                ),
-                {"place": places[0].id},
+                until=datetime.now(UTC) + timedelta(hours=hours),
+                patient_id=next(expected) if named else None,
             )
-        ).all()
-        for stay, _ in ended:
+        stays_of = Counter(visit.patient["id"] for visit in ward.visits)
+        discharged = {
+            visit.patient["id"]: visit
+            for visit in ward.visits
+            if visit.ended_at and visit.outcome is Outcome.DISCHARGED and not visit.patient["code_name"]
+        }
+        known = sorted(discharged.values(), key=lambda visit: -stays_of[visit.patient["id"]])
+        for language, visit in zip(("ru", "ru", "en"), known, strict=False):
             await issue(
                 self.session,
-                actor=self.admin,
-                stay_id=stay,
+                actor=doctor,
+                stay_id=visit.stay_id,
                 request={
-                    "language": "ru",
+                    "language": language,
                     "neutral_header": True,
-                    "purpose": "для предъявления по месту работы",
+                    "purpose": "для предъявления по месту работы" if language == "ru" else None,
                 },
                 base_url=self.base_url,
             )
-        await link_account(
+        return known[0].patient["id"]
+
+    async def link(self, place: Dispensary, patient_id: int) -> None:
+        """The patient's account is of this patient."""
+        patient = await link_account(
             self.session,
-            actor=self.admin,
-            patient_id=ended[0].patient_id,
+            actor=self._doctor(place),
+            patient_id=patient_id,
             version=1,
             account_id=self.patient_account,
         )
+        account = await self.session.get_one(Account, self.patient_account)
+        account.name = " ".join(filter(None, (patient.family_name, patient.given_name, patient.patronymic)))
+
+    def _doctor(self, place: Dispensary) -> Actor:
+        return Actor(account_id=self.doctors[place.id][0], auth_version=1, doctor_of=frozenset({place.id}))
 
 
-def _day(place: Dispensary, moment: datetime) -> date:
-    return moment.astimezone(ZoneInfo(place.time_zone)).date()
-
-
-def _names(faker: Faker, sex: Sex) -> tuple[str, str, str]:
-    if sex is Sex.MALE:
-        return faker.last_name_male(), faker.first_name_male(), faker.middle_name_male()
-    return faker.last_name_female(), faker.first_name_female(), faker.middle_name_female()
-
-
-def _full_name(faker: Faker, sex: Sex) -> str:
-    return " ".join(_names(faker, sex))
+def _takes(room: Room, patient: dict[str, Any]) -> bool:
+    """Whether the room is for this patient."""
+    return room.isolation == patient["needs_isolation"] and room.sex in (RoomSex.ANY, patient["sex"])

@@ -14,7 +14,8 @@ NOW = datetime(2026, 10, 1, tzinfo=UTC)
 _DIGEST = """
 SELECT md5(string_agg(t::text, ',' ORDER BY t::text)) FROM (
     SELECT 'p', record_number, name_key, birth_date::text, sex FROM patient
-    UNION ALL SELECT 's', patient_id::text, checked_in_at::text, coalesce(checked_out_at::text, ''), diagnosis_code FROM stay
+    UNION ALL SELECT 's', patient_id::text, checked_in_at::text, coalesce(checked_out_at::text, ''), diagnosis_code
+        FROM stay
     UNION ALL SELECT 'b', bed_id::text, started_at::text, '', '' FROM bed_assignment
 ) t
 """

@@ -175,6 +175,8 @@ async def test_a_correction_and_a_check_in_of_one_patient_never_overlap(
 
     assert sum(isinstance(end, Stay) for end in ends) == 1
     assert {type(end) for end in ends} <= {Stay, PatientAlreadyAdmitted, VersionConflict}
+    # Refused under the locks, where all that the person needs is known, not by a constraint.
+    assert all(end.fields for end in ends if isinstance(end, Refusal))
     assert await broken_invariants(database) == []
 
 
