@@ -146,102 +146,25 @@ _DIAGNOSES = ("F10.2", "F10.2", "F10.2", "F10.3", "F10.0", "F11.2", "F12.2", "F1
 _CODE_NAMES = ("Берёза", "Клён", "Рябина", "Ольха", "Ель", "Сосна", "Ива", "Липа", "Осина", "Дуб")
 _OUTCOMES = (*(Outcome.DISCHARGED,) * 8, Outcome.LEFT_AGAINST_ADVICE, Outcome.TRANSFERRED)
 _CLOSURES = ("ремонт палаты", "неисправна кровать", "замена окна", "нет освещения", "протечка")
-_COURSES_DAYS = (7, 14, 21, 21, 28, 28, 40)
+_COURSES_DAYS = (14, 21, 21, 28, 28, 28, 40)
 # Faker's given names are those of the calendar of saints: its Синклитикия is nobody's neighbour.
 _GIVEN = {
-    Sex.MALE: [
-        "Александр",
-        "Алексей",
-        "Андрей",
-        "Антон",
-        "Артём",
-        "Борис",
-        "Вадим",
-        "Виктор",
-        "Владимир",
-        "Вячеслав",
-        "Григорий",
-        "Денис",
-        "Дмитрий",
-        "Евгений",
-        "Егор",
-        "Иван",
-        "Игорь",
-        "Константин",
-        "Максим",
-        "Михаил",
-        "Николай",
-        "Олег",
-        "Павел",
-        "Пётр",
-        "Роман",
-        "Семён",
-        "Сергей",
-        "Степан",
-        "Фёдор",
-        "Юрий",
-        "Ярослав",
-    ],
-    Sex.FEMALE: [
-        "Алёна",
-        "Александра",
-        "Алла",
-        "Анастасия",
-        "Анна",
-        "Валентина",
-        "Вера",
-        "Галина",
-        "Дарья",
-        "Екатерина",
-        "Елена",
-        "Зоя",
-        "Инна",
-        "Ирина",
-        "Ксения",
-        "Лариса",
-        "Любовь",
-        "Людмила",
-        "Марина",
-        "Мария",
-        "Надежда",
-        "Наталья",
-        "Нина",
-        "Оксана",
-        "Ольга",
-        "Полина",
-        "Светлана",
-        "Софья",
-        "Татьяна",
-        "Юлия",
-    ],
+    Sex.MALE: (
+        "Александр Алексей Андрей Антон Артём Борис Вадим Виктор Владимир Вячеслав Григорий Денис Дмитрий "
+        "Евгений Егор Иван Игорь Константин Максим Михаил Николай Олег Павел Пётр Роман Семён Сергей Степан "
+        "Фёдор Юрий Ярослав"
+    ),
+    Sex.FEMALE: (
+        "Алёна Александра Алла Анастасия Анна Валентина Вера Галина Дарья Екатерина Елена Зоя Инна Ирина "
+        "Ксения Лариса Любовь Людмила Марина Мария Надежда Наталья Нина Оксана Ольга Полина Светлана Софья "
+        "Татьяна Юлия"
+    ),
 }
-_PATRONYMICS = [
-    "Александрович",
-    "Алексеевич",
-    "Андреевич",
-    "Анатольевич",
-    "Борисович",
-    "Валерьевич",
-    "Викторович",
-    "Владимирович",
-    "Геннадьевич",
-    "Григорьевич",
-    "Дмитриевич",
-    "Евгеньевич",
-    "Иванович",
-    "Игоревич",
-    "Михайлович",
-    "Николаевич",
-    "Олегович",
-    "Павлович",
-    "Петрович",
-    "Романович",
-    "Семёнович",
-    "Сергеевич",
-    "Степанович",
-    "Фёдорович",
-    "Юрьевич",
-]
+_PATRONYMICS = (
+    "Александрович Алексеевич Андреевич Анатольевич Борисович Валерьевич Викторович Владимирович Геннадьевич "
+    "Григорьевич Дмитриевич Евгеньевич Иванович Игоревич Михайлович Николаевич Олегович Павлович Петрович "
+    "Романович Семёнович Сергеевич Степанович Фёдорович Юрьевич"
+)
 # Faker writes these without the dots; a register has them both ways.
 _DOTTED = re.compile(r"^(Воробь|Журавл|Кисел|Ковал|Корол|Кошел|Лихач|Муравь|Соловь|Фомич)ев")
 _DOCTOR = "врач психиатр-нарколог"
@@ -319,14 +242,14 @@ class _Ward:
     may_return_on: dict[int, date] = field(default_factory=dict)
 
     def live(self) -> None:
-        """The year until now has passed; wards filled up in it from a third to four fifths."""
+        """The year until now has passed; wards filled up in it from a quarter to four fifths."""
         today = self.now.astimezone(self.zone).date()
         for number in range(_YEAR.days + 1):
             day = today - _YEAR + timedelta(days=number)
             self._leave(day)
             if self.chance.random() < 0.07:
                 self._move(day)
-            goal = len(self.beds) * (0.33 + 0.5 * number / _YEAR.days)
+            goal = len(self.beds) * (0.25 + 0.57 * number / _YEAR.days)
             for _ in range(min(4, round(goal) - len(self.lying))):
                 self._come(day)
 
@@ -359,23 +282,27 @@ class _Ward:
 
     def _come(self, day: date) -> None:
         moment = self._at(day, range(8, 22))
+        empty = self.empty(moment)
+        if not empty or moment >= self.now:
+            return
+        bed, room = self.chance.choice(empty)
         present = {visit.patient["id"] for visit in self.lying.values()}
-        absent = [
+        fitting = [
             patient
             for patient in self.patients
-            if patient["id"] not in present and self.may_return_on.get(patient["id"], day) <= day
+            if _takes(room, patient)
+            and patient["id"] not in present
+            and self.may_return_on.get(patient["id"], day) <= day
         ]
-        bed, room = self.chance.choice(self.empty(moment))
-        fitting = [patient for patient in absent if _takes(room, patient)]
-        if not fitting or moment >= self.now:
+        if not fitting:
             return
         patient = self.chance.choice(fitting)
         planned_on = day + timedelta(days=self.chance.choice(_COURSES_DAYS))
         outcome = self.chance.choice(_OUTCOMES)
         leaves_on = (
-            day + timedelta(days=self.chance.randint(3, 6))
+            day + timedelta(days=self.chance.randint(3, 10))
             if outcome is Outcome.LEFT_AGAINST_ADVICE
-            else planned_on + timedelta(days=self.chance.choice((-2, -1, 0, 0, 0, 0, 2, 5)))
+            else planned_on + timedelta(days=self.chance.choice((-2, -1, 0, 0, 0, 2, 3, 5)))
         )
         visit = _Visit(patient, moment, planned_on, leaves_on, outcome, [(bed, moment)])
         self.visits.append(visit)
@@ -513,10 +440,10 @@ class _Maker:
         family = self.faker.last_name_male() if sex is Sex.MALE else self.faker.last_name_female()
         if self.chance.random() < 0.7:
             family = _DOTTED.sub(r"\1ёв", family)
-        patronymic = self.chance.choice(_PATRONYMICS)
+        patronymic = self.chance.choice(_PATRONYMICS.split())
         if sex is Sex.FEMALE:
             patronymic = patronymic.removesuffix("ич") + "на"
-        return family, self.chance.choice(_GIVEN[sex]), patronymic
+        return family, self.chance.choice(_GIVEN[sex].split()), patronymic
 
     def _person(self, place: Dispensary, number: int) -> dict[str, Any]:
         sex = Sex.MALE if self.chance.random() < 0.64 else Sex.FEMALE
@@ -533,7 +460,7 @@ class _Maker:
             "birth_date": self.now.date() - timedelta(days=self.chance.randrange(19 * 365, 75 * 365)),
             # No number within a city begins with 0.
             "phone": None if anonymous else f"{str(place.phone)[:5]}0{self.chance.randrange(10**6):06}",
-            "needs_isolation": self.chance.random() < 0.025,
+            "needs_isolation": number % 40 == 0,
             "created_at": self.now - _YEAR - timedelta(days=1),
             "version": 1,
         }
@@ -627,7 +554,8 @@ class _Maker:
                 },
                 base_url=self.base_url,
             )
-        return known[0].patient["id"]
+        most_often: int = known[0].patient["id"]
+        return most_often
 
     async def link(self, place: Dispensary, patient_id: int) -> None:
         """The patient's account is of this patient."""

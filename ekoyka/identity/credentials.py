@@ -80,9 +80,11 @@ class PasswordHasher:
         """Whether the password is the hash's; without a hash it is not, after the same time."""
         raw = password.encode("utf-8", "surrogatepass")
         good = len(raw) <= LONGEST_PASSWORD_BYTES and b"\x00" not in raw
-        against = password_hash.encode() if password_hash else self._nobody
+        # Accounts that nobody signs in as hold no hash of a password at all.
+        known = password_hash is not None and password_hash.startswith("$2")
+        against = password_hash.encode() if known and password_hash else self._nobody
         matches = await self._in_thread(lambda: bcrypt.checkpw(raw if good else b"-", against))
-        return matches and good and password_hash is not None
+        return matches and good and known
 
     def close(self) -> None:
         """The threads end."""

@@ -1,5 +1,6 @@
 """A ward's day through GraphQL: from an empty network to a certificate."""
 
+import asyncio
 import io
 from datetime import UTC, datetime, timedelta
 
@@ -280,6 +281,28 @@ async def test_an_idempotency_key_gives_the_first_result_again(client: Client, m
 
     assert first == again
     assert other["code"] == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_a_mutation_sent_many_times_at_once_with_one_key_is_done_once(
+    client: Client, make: Factory
+) -> None:
+    place = await make.dispensary()
+    doctor = await make.actor(doctor_of=(place,))
+    order = {
+        "dispensaryId": gid("Dispensary", place),
+        "recordNumber": "1",
+        "sex": "MALE",
+        "familyName": "Иванов",
+        "givenName": "Иван",
+        "idempotencyKey": "one",
+    }
+
+    answers = await asyncio.gather(
+        *(client.mutate("patientRegister", "... on Patient { id }", order, doctor) for _ in range(15))
+    )
+
+    assert len({answer["id"] for answer in answers}) == 1
+    assert await client.services.database.fetch_value("SELECT count(*) FROM patient") == 1
 
 
 async def test_a_blocked_account_and_old_roles_stop_at_once(client: Client, make: Factory) -> None:
