@@ -59,7 +59,9 @@ class DemoAccount:
 ACCOUNTS = (
     DemoAccount("SUPERADMIN", "admin@example.org", "demo-admin-2026", "вся сеть · the whole network"),
     DemoAccount("DOCTOR", "doctor@example.org", "demo-doctor-2026", "диспансер в Москве · the one in Moscow"),
-    DemoAccount("DOCTOR", "doctor2@example.org", "demo-doctor-2026", "диспансер в Екатеринбурге"),
+    DemoAccount(
+        "DOCTOR", "doctor2@example.org", "demo-doctor-2026", "диспансер в Екатеринбурге · in Yekaterinburg"
+    ),
     DemoAccount(
         "DISPATCHER", "dispatcher@example.org", "demo-dispatcher-2026", "койки Москвы · beds in Moscow"
     ),
@@ -203,7 +205,7 @@ async def fill(
         places = await maker.places()
         await maker.accounts(places, hashes, nobody)
         for place in places:
-            say(f"{place.name}: пациенты и год госпитализаций · patients and a year of stays")
+            say(f"{place.name}: год госпитализаций · a year of stays")
             ward = await maker.people(place)
             patient_id = await maker.extras(place, ward)
             if place is places[0]:
@@ -249,7 +251,7 @@ class _Ward:
             self._leave(day)
             if self.chance.random() < 0.07:
                 self._move(day)
-            goal = len(self.beds) * (0.25 + 0.57 * number / _YEAR.days)
+            goal = len(self.beds) * (0.25 + 0.55 * number / _YEAR.days)
             for _ in range(min(4, round(goal) - len(self.lying))):
                 self._come(day)
 

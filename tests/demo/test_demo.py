@@ -215,7 +215,7 @@ async def test_each_account_signs_in_with_its_role_where_it_says(
     ]
 
     assert admin.superadmin
-    assert (doctor.doctor_of, other.doctor_of) == ({moscow}, {yekaterinburg})
+    assert (doctor.doctor_of, other.doctor_of) == (frozenset({moscow}), frozenset({yekaterinburg}))
     assert dispatcher.dispatcher_of == {moscow}
     assert {role.value for role in patient.roles} == {"USER"}
     assert [account.role for account in accounts] == [
@@ -276,5 +276,5 @@ async def test_without_a_day_the_network_ends_today(database: Database, hasher: 
 
     latest: datetime = await database.fetch_value("SELECT max(checked_in_at) FROM stay")
 
-    assert 0 <= (datetime.now(UTC) - latest).total_seconds() < 3 * 86400
+    assert 0 <= (datetime.now(UTC) - latest).total_seconds() < 7 * 86400
     assert all(len(account.password) >= 10 for account in demo.ACCOUNTS)
