@@ -15,8 +15,8 @@ from ekoyka.certificates.render import Renderer
 from ekoyka.database import Database
 from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
-from ekoyka.graph.declare import ANONYMOUS, TYPES
 from ekoyka.graph.execution import ActorGone, ReadContext
+from ekoyka.graph.model import ANONYMOUS, TYPES
 from ekoyka.graph.plan import Planner
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens

@@ -7,7 +7,7 @@ part of every statement, so that no edge of the graph leads around them.
 from collections.abc import Mapping
 from typing import Final
 
-from ekoyka.graph.declare import ANONYMOUS, Names, RowSql
+from ekoyka.graph.model import ANONYMOUS, Names, RowSql
 from ekoyka.identity.tables import Role
 from ekoyka.inpatient.queries import patient_in_dispensaries
 

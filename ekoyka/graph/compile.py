@@ -36,7 +36,8 @@ from graphql import (
 )
 from graphql.execution.values import VariableValues
 
-from ekoyka.graph.declare import (
+from ekoyka.graph.ids import BadInput, decode_as
+from ekoyka.graph.model import (
     TYPES,
     AbstractDecl,
     Arg,
@@ -47,7 +48,6 @@ from ekoyka.graph.declare import (
     ValueDecl,
     camel,
 )
-from ekoyka.graph.ids import BadInput, decode_as
 
 LARGEST_PAGE = 100
 USUAL_PAGE = 20

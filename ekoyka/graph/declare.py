@@ -1,165 +1,77 @@
-"""Declarations: what a GraphQL type is over its table, who may see which field, and which rows are there.
+"""How types are declared: what a GraphQL type is over its table, who may see which field, which rows are there.
 
-A declared class becomes a Strawberry type (the schema's shape, descriptions, introspection) whose resolvers
-only pick values out of rows that came as JSON, and a `TypeDecl` from which `compile` makes SQL.
-Annotations are strings and are looked up in `NAMESPACE`, where every declared type stands under its GraphQL
-name, so that types of different modules refer to each other without importing each other.
+A declared class becomes a Strawberry type and a `TypeDecl`, from which `compile` makes SQL.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum, StrEnum
-from typing import Any, Generic, Protocol, TypeVar
-
-import strawberry
-from strawberry.annotation import StrawberryAnnotation
-from strawberry.types.arguments import StrawberryArgument
-from strawberry.types.field import StrawberryField
-from strawberry.types.fields.resolver import StrawberryResolver
-from strawberry.types.unset import UNSET
+from typing import Any, Generic, TypeVar
 
 from ekoyka.graph.ids import encode_sql
+from ekoyka.graph.model import (
+    ANONYMOUS,
+    ROOT_ROLES,
+    TYPES,
+    AbstractDecl,
+    Arg,
+    FieldDecl,
+    Filter,
+    LinkDecl,
+    LinkSql,
+    Names,
+    Order,
+    RowSql,
+    Shape,
+    TypeDecl,
+    ValueDecl,
+    camel,
+)
+from ekoyka.graph.types import (
+    NAMESPACE,
+    Node,
+    annotation,
+    argument,
+    connection_types,
+    enum,
+    interface,
+    object_of_fields,
+    scalar,
+    strawberry_type,
+)
 
+# All that the API's modules need to declare their part of the graph stands here under one name.
+__all__ = [
+    "ANONYMOUS",
+    "NAMESPACE",
+    "ROOT_ROLES",
+    "TYPES",
+    "Arg",
+    "Connection",
+    "Filter",
+    "Names",
+    "Order",
+    "RowSql",
+    "annotation",
+    "any_node",
+    "argument",
+    "camel",
+    "check",
+    "column",
+    "embedded",
+    "enum",
+    "expression",
+    "interface",
+    "key",
+    "key_of",
+    "listing",
+    "many",
+    "object_of_fields",
+    "one",
+    "query",
+    "scalar",
+    "type_",
+]
 
-class Names(Protocol):
-    """What SQL of a declaration may refer to; each call gives a placeholder with its type."""
-
-    def actor(self, name: str) -> str:
-        """A value of the actor, such as the ids of the places they work in."""
-
-    def arg(self, name: str) -> str:
-        """An argument of the field."""
-
-    def scope(self, type_name: str, row: str) -> str:
-        """The condition that the actor may see a row of another type."""
-
-    def value(self, name: str, pg: str) -> str:
-        """A value handed over when the statement runs: the key of a payload's row, a refusal's fields."""
-
-
-RowSql = Callable[[str, Names], str]
-"""(alias, names) -> SQL."""
-LinkSql = Callable[[str, str, Names], str]
-"""(parent's alias, child's alias, names) -> a condition."""
-
-
-def camel(name: str) -> str:
-    """The GraphQL form of a Python name."""
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)
-
-
-class Shape(Enum):
-    """How many rows a link leads to, and how they are shown."""
-
-    ONE = "one"
-    LIST = "list"
-    CONNECTION = "connection"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arg:
-    """An argument or filter: its GraphQL type as text, its PostgreSQL type, how its value is made ready.
-
-    One with ``part_of`` is no argument of its own but another value made from that one.
-    """
-
-    type: str
-    pg: str
-    description: str
-    key_of: str | None = None
-    decode: Callable[[Any], Any] | None = None
-    part_of: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filter(Arg):
-    """A field of a ``where`` input; ``sql(alias, placeholder)`` is its condition.
-
-    ``absent(alias)`` is the condition that holds where the client says nothing.
-    """
-
-    sql: Callable[[str, str], str]
-    absent: Callable[[str], str] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """An orderable value; never null, and of a PostgreSQL type that a cursor can carry."""
-
-    sql: Callable[[str], str]
-    pg: str
-    description: str
-
-
-@dataclass(kw_only=True)
-class FieldDecl:
-    """What all fields have; ``roles`` None means: whoever may see the type."""
-
-    description: str
-    roles: frozenset[str] | None = None
-    name: str = ""
-    annotation: str = ""
-
-    @property
-    def graphql_name(self) -> str:
-        """The name in the schema."""
-        return camel(self.name)
-
-
-@dataclass(kw_only=True)
-class ValueDecl(FieldDecl):
-    """A scalar, enum or list of them, from an SQL expression."""
-
-    sql: RowSql
-
-
-@dataclass(kw_only=True)
-class LinkDecl(FieldDecl):
-    """A way to rows of another type."""
-
-    target: str
-    shape: Shape
-    on: LinkSql
-    source: RowSql | None = None
-    order: Callable[[str, str], str] | None = None
-    args: Mapping[str, Arg] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class AbstractDecl(FieldDecl):
-    """A way to a row of any node type: ``sql(alias, names)`` is (type's name, key), or a list of them."""
-
-    refs: Callable[[str, Names], tuple[str, str]]
-    many: bool = False
-    args: Mapping[str, Arg] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class TypeDecl:
-    """A declared type. ``scope`` maps each role that may see the type to the condition on its rows;
-    None: a value type, there wherever its parent is."""
-
-    name: str
-    source: str | None
-    fields: dict[str, FieldDecl]
-    scope: Mapping[str, RowSql] | None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    where: Mapping[str, Filter] = field(default_factory=dict)
-    orders: Mapping[str, Order] = field(default_factory=dict)
-    default_order: tuple[tuple[str, str], ...] = ()
-    node: bool = False
-    marker: RowSql | None = None
-
-
-NAMESPACE: dict[str, Any] = {"ID": strawberry.ID}
-TYPES: dict[str, TypeDecl] = {}
-# "Mutation.stayCheckIn" and the like -> the roles that may; query fields carry theirs themselves.
-ROOT_ROLES: dict[str, frozenset[str]] = {}
-ANONYMOUS = "ANONYMOUS"
-"""The role of whoever has not signed in."""
 _Declared = TypeVar("_Declared", bound=type)
 _Row = TypeVar("_Row")
 
@@ -324,9 +236,9 @@ def type_(
         )
         TYPES[decl.name] = decl
         bases = (*((Node,) if node else ()), *interfaces)
-        _strawberry_type(decl, fields, description, bases)
+        strawberry_type(decl, fields, description, bases)
         if node:
-            _connection_of(decl)
+            connection_types(decl)
         return cls
 
     return declare
@@ -341,17 +253,8 @@ def query(cls: _Declared) -> _Declared:
         name="Query", source=None, fields={item.graphql_name: item for item in fields.values()}, scope=None
     )
     TYPES["Query"] = decl
-    _strawberry_type(decl, fields, "Reading.", ())
+    strawberry_type(decl, fields, "Reading.", ())
     return cls
-
-
-def enum(cls: type[StrEnum], description: str, values: Mapping[str, str]) -> None:
-    """The enum is in the schema; ``values`` describes each of its members, which are named as stored."""
-    assert {member.name: member.value for member in cls} == {name: name for name in values}
-    graphql: Any = strawberry.enum(cls, description=description)
-    for item in graphql.__strawberry_definition__.values:
-        item.description = values[item.name]
-    NAMESPACE[cls.__name__] = graphql
 
 
 def check() -> None:
@@ -370,11 +273,6 @@ def check() -> None:
                 assert not hidden or item.annotation.endswith("| None"), (
                     f"{where} is hidden from {hidden}: let it be null"
                 )
-
-
-def scalar(name: str, definition: Any) -> None:
-    """The scalar is known to annotations under this name."""
-    NAMESPACE[name] = definition
 
 
 def _roles(roles: Iterable[str] | None) -> frozenset[str] | None:
@@ -407,194 +305,3 @@ def _link_annotation(annotation: str, link: LinkDecl) -> tuple[str, str]:
         target = bare.removeprefix("Connection[").removesuffix("]").strip()
         return f"{target}Connection{optional}", target
     return text, bare.removeprefix("list[").removesuffix("]").strip()
-
-
-def _pick(root: Any, info: strawberry.Info, **_: Any) -> Any:
-    """A field's value is in the row already, under the name that the client asked for."""
-    return root[info.path.key]
-
-
-async def _run(root: Any, info: strawberry.Info, **_: Any) -> Any:
-    """A root field's statement is run, where the operation as a whole was not answered by compiled SQL."""
-    return await info.context.run_root(info.path.key)
-
-
-def annotation(text: str) -> StrawberryAnnotation:
-    """A type by its text, looked up among the declared ones when the schema is built."""
-    return StrawberryAnnotation(text, namespace=NAMESPACE)
-
-
-def argument(name: str, type_text: str, description: str) -> StrawberryArgument:
-    """A field's argument; one that may be null is optional."""
-    return StrawberryArgument(
-        python_name=name,
-        graphql_name=camel(name),
-        type_annotation=annotation(type_text),
-        description=description,
-        default=UNSET,
-    )
-
-
-PAGE_ARGUMENTS = (
-    ("first", "int | None", "So many from the beginning, or after `after`: 1 to 100, 20 if nothing is said."),
-    ("after", "str | None", "The cursor after which to begin."),
-    ("last", "int | None", "So many from the end, or before `before`: 1 to 100."),
-    ("before", "str | None", "The cursor before which to end."),
-)
-
-
-def _strawberry_field(decl: FieldDecl, resolver: Callable[..., Any]) -> StrawberryField:
-    made = StrawberryField(
-        python_name=decl.name,
-        graphql_name=decl.graphql_name,
-        type_annotation=annotation(decl.annotation),
-        description=decl.description,
-        base_resolver=StrawberryResolver(resolver),
-    )
-    arguments: list[StrawberryArgument] = []
-    if isinstance(decl, LinkDecl | AbstractDecl):
-        arguments += [
-            argument(name, arg.type, arg.description)
-            for name, arg in decl.args.items()
-            if arg.part_of is None
-        ]
-    if isinstance(decl, LinkDecl) and decl.shape is Shape.CONNECTION:
-        arguments += [argument(*page) for page in PAGE_ARGUMENTS]
-        arguments.append(
-            argument("where", f"{decl.target}Where | None", "Only rows for which all of it holds.")
-        )
-        arguments.append(
-            argument("order_by", f"list[{decl.target}Order] | None", "The order; ties are broken by id.")
-        )
-    made.arguments = arguments
-    return made
-
-
-def _strawberry_type(
-    decl: TypeDecl, fields: Mapping[str, FieldDecl], description: str, bases: tuple[type, ...]
-) -> None:
-    resolver = _run if decl.name == "Query" else _pick
-    body = {name: _strawberry_field(item, resolver) for name, item in fields.items()}
-    body["is_type_of"] = classmethod(  # type: ignore[assignment]
-        lambda cls, row, info: isinstance(row, dict) and row.get("") in (None, decl.name)
-    )
-    NAMESPACE[decl.name] = _made(strawberry.type, decl.name, description, body, bases)
-
-
-def _made(
-    decorate: Callable[..., Any],
-    name: str,
-    description: str,
-    body: Mapping[str, Any],
-    bases: tuple[type, ...] = (),
-) -> Any:
-    """A Strawberry type of these fields. Dataclasses drop the annotations' namespace, so it is set again."""
-    annotations = {
-        item.python_name: item.type_annotation for item in body.values() if isinstance(item, StrawberryField)
-    }
-    bare = type(name, bases, {**body, "__annotations__": {}, "__module__": __name__})
-    made = decorate(bare, name=name, description=description)
-    for item in made.__strawberry_definition__.fields:
-        item.type_annotation = annotations.get(item.python_name, item.type_annotation)
-    return made
-
-
-def _connection_of(decl: TypeDecl) -> None:
-    name = decl.name
-    NAMESPACE[f"{name}Edge"] = _plain(
-        f"{name}Edge",
-        "A row and its place in the order.",
-        {"node": (name, "The row."), "cursor": ("str", "Its place, for `after` and `before`.")},
-    )
-    NAMESPACE[f"{name}Connection"] = _plain(
-        f"{name}Connection",
-        f"A page of {name}.",
-        {
-            "edges": (f"list[{name}Edge]", "The page's rows."),
-            "page_info": ("PageInfo", "What lies before and after the page."),
-            "total_count": ("int", "How many rows there are on all pages; counted only when asked for."),
-        },
-    )
-    _input(
-        f"{name}Where",
-        f"A condition on {name}; all that is given must hold.",
-        {item: (arg.type, arg.description) for item, arg in decl.where.items()},
-    )
-    members = {item.upper(): item.upper() for item in decl.orders}
-    order_field: Any = StrEnum
-    enum(
-        order_field(f"{name}OrderField", members),
-        f"What {name} can be ordered by.",
-        {item.upper(): order.description for item, order in decl.orders.items()},
-    )
-    _input(
-        f"{name}Order",
-        f"One part of an order of {name}.",
-        {
-            "field": (f"{name}OrderField", "By what."),
-            "direction": ("OrderDirection", "Which way."),
-        },
-    )
-
-
-def _plain(
-    name: str,
-    description: str,
-    fields: Mapping[str, tuple[str, str]],
-    decorate: Callable[..., Any] = strawberry.type,
-) -> Any:
-    body = {
-        item: _strawberry_field(FieldDecl(name=item, annotation=type_text, description=text), _pick)
-        for item, (type_text, text) in fields.items()
-    }
-    return _made(decorate, name, description, body)
-
-
-def _input(name: str, description: str, fields: Mapping[str, tuple[str, str]]) -> None:
-    body = {
-        item: StrawberryField(
-            python_name=item,
-            graphql_name=camel(item),
-            type_annotation=annotation(type_text),
-            description=text,
-            default=UNSET if type_text.endswith("| None") else dataclasses.MISSING,
-        )
-        for item, (type_text, text) in fields.items()
-    }
-    NAMESPACE[name] = _made(strawberry.input, name, description, body)
-
-
-def interface(name: str, description: str, fields: Mapping[str, tuple[str, str]]) -> type:
-    """An interface of these fields (name -> type, description); its types declare them again."""
-    NAMESPACE[name] = _plain(name, description, fields, strawberry.interface)
-    made: type = NAMESPACE[name]
-    return made
-
-
-def object_of_fields(name: str, description: str, fields: Mapping[str, StrawberryField]) -> type:
-    """A plain Strawberry type of ready fields, for the mutation and subscription types."""
-    made: type = _made(strawberry.type, name, description, fields)
-    return made
-
-
-Node = interface("Node", "Anything with a global id.", {"id": ("ID", "Opaque global id.")})
-
-
-class OrderDirection(StrEnum):
-    """Which way an order goes."""
-
-    ASC = "ASC"
-    DESC = "DESC"
-
-
-enum(OrderDirection, "Which way an order goes.", {"ASC": "Smallest first.", "DESC": "Largest first."})
-NAMESPACE["PageInfo"] = _plain(
-    "PageInfo",
-    "What lies before and after a page.",
-    {
-        "has_next_page": ("bool", "Whether there is more after it."),
-        "has_previous_page": ("bool", "Whether there is more before it."),
-        "start_cursor": ("str | None", "The cursor of its first row."),
-        "end_cursor": ("str | None", "The cursor of its last row."),
-    },
-)

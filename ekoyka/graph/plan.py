@@ -28,8 +28,8 @@ from graphql import (
 from graphql.execution.values import VariableValues
 
 from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Statement
-from ekoyka.graph.declare import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
 from ekoyka.graph.ids import BadInput
+from ekoyka.graph.model import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
 
 PLANS_KEPT = 1000
 

@@ -16,7 +16,7 @@ from graphql import (
 )
 
 from ekoyka.graph import declare as graph
-from ekoyka.graph.declare import ANONYMOUS
+from ekoyka.graph.model import ANONYMOUS
 from ekoyka.identity.actors import Actor
 from tests.client import Client, gid
 from tests.factories import Factory

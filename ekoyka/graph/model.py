@@ -1,0 +1,143 @@
+"""What a declaration says, as data: types, their fields, arguments, orders, and who may see them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+
+class Names(Protocol):
+    """What SQL of a declaration may refer to; each call gives a placeholder with its type."""
+
+    def actor(self, name: str) -> str:
+        """A value of the actor, such as the ids of the places they work in."""
+
+    def arg(self, name: str) -> str:
+        """An argument of the field."""
+
+    def scope(self, type_name: str, row: str) -> str:
+        """The condition that the actor may see a row of another type."""
+
+    def value(self, name: str, pg: str) -> str:
+        """A value handed over when the statement runs: the key of a payload's row, a refusal's fields."""
+
+
+RowSql = Callable[[str, Names], str]
+"""(alias, names) -> SQL."""
+LinkSql = Callable[[str, str, Names], str]
+"""(parent's alias, child's alias, names) -> a condition."""
+
+
+def camel(name: str) -> str:
+    """The GraphQL form of a Python name."""
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+class Shape(Enum):
+    """How many rows a link leads to, and how they are shown."""
+
+    ONE = "one"
+    LIST = "list"
+    CONNECTION = "connection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arg:
+    """An argument or filter: its GraphQL type as text, its PostgreSQL type, how its value is made ready.
+
+    One with ``part_of`` is no argument of its own but another value made from that one.
+    """
+
+    type: str
+    pg: str
+    description: str
+    key_of: str | None = None
+    decode: Callable[[Any], Any] | None = None
+    part_of: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(Arg):
+    """A field of a ``where`` input; ``sql(alias, placeholder)`` is its condition.
+
+    ``absent(alias)`` is the condition that holds where the client says nothing.
+    """
+
+    sql: Callable[[str, str], str]
+    absent: Callable[[str], str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """An orderable value; never null, and of a PostgreSQL type that a cursor can carry."""
+
+    sql: Callable[[str], str]
+    pg: str
+    description: str
+
+
+@dataclass(kw_only=True)
+class FieldDecl:
+    """What all fields have; ``roles`` None means: whoever may see the type."""
+
+    description: str
+    roles: frozenset[str] | None = None
+    name: str = ""
+    annotation: str = ""
+
+    @property
+    def graphql_name(self) -> str:
+        """The name in the schema."""
+        return camel(self.name)
+
+
+@dataclass(kw_only=True)
+class ValueDecl(FieldDecl):
+    """A scalar, enum or list of them, from an SQL expression."""
+
+    sql: RowSql
+
+
+@dataclass(kw_only=True)
+class LinkDecl(FieldDecl):
+    """A way to rows of another type."""
+
+    target: str
+    shape: Shape
+    on: LinkSql
+    source: RowSql | None = None
+    order: Callable[[str, str], str] | None = None
+    args: Mapping[str, Arg] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class AbstractDecl(FieldDecl):
+    """A way to a row of any node type: ``sql(alias, names)`` is (type's name, key), or a list of them."""
+
+    refs: Callable[[str, Names], tuple[str, str]]
+    many: bool = False
+    args: Mapping[str, Arg] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class TypeDecl:
+    """A declared type. ``scope`` maps each role that may see the type to the condition on its rows;
+    None: a value type, there wherever its parent is."""
+
+    name: str
+    source: str | None
+    fields: dict[str, FieldDecl]
+    scope: Mapping[str, RowSql] | None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, Filter] = field(default_factory=dict)
+    orders: Mapping[str, Order] = field(default_factory=dict)
+    default_order: tuple[tuple[str, str], ...] = ()
+    node: bool = False
+    marker: RowSql | None = None
+
+
+TYPES: dict[str, TypeDecl] = {}
+# "Mutation.stayCheckIn" and the like -> the roles that may; query fields carry theirs themselves.
+ROOT_ROLES: dict[str, frozenset[str]] = {}
+ANONYMOUS = "ANONYMOUS"
