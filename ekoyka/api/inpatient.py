@@ -197,7 +197,7 @@ class Patient:
             sql=lambda row: f"{row}.checked_in_at", pg="timestamptz", description="When it began."
         ),
         "checked_out_at": graph.Order(
-            sql=lambda row: f"coalesce({row}.checked_out_at, 'infinity')",
+            sql=lambda row: f"coalesce({row}.checked_out_at, '9999-12-31T00:00:00Z')",
             pg="timestamptz",
             description="When it ended; open ones are the latest.",
         ),

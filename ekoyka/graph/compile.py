@@ -9,16 +9,11 @@ Permissions are decided here: a field that none of the actor's roles may see rai
 some of them may, the rows on which only the others look give null; a row outside the scope is not there.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
-from functools import partial
 from typing import Any
 
-import orjson
 from graphql import (
     FieldNode,
     FragmentDefinitionNode,
@@ -36,7 +31,6 @@ from graphql import (
 )
 from graphql.execution.values import VariableValues
 
-from ekoyka.graph.ids import BadInput, decode_as
 from ekoyka.graph.model import (
     TYPES,
     AbstractDecl,
@@ -48,9 +42,8 @@ from ekoyka.graph.model import (
     ValueDecl,
     camel,
 )
-
-LARGEST_PAGE = 100
-USUAL_PAGE = 20
+from ekoyka.graph.pages import choose_page, every
+from ekoyka.graph.values import at_path, ready
 
 _PLACEHOLDER = re.compile(r"\$(\d+)")
 
@@ -189,21 +182,23 @@ class Compiler:
 
     # Parameters
 
-    def _parameter(self, identity: object, pg: str, binder: Binder) -> str:
+    def parameter(self, identity: object, pg: str, binder: Binder) -> str:
         if identity not in self._known:
             self._binders.append(binder)
             self._known[identity] = f"${len(self._binders)}::{pg}"
         return self._known[identity]
 
     def actor_value(self, name: str) -> str:
-        return self._parameter(("actor", name), self.actor.values[name], lambda run: run.actor[name])
+        return self.parameter(("actor", name), self.actor.values[name], lambda run: run.actor[name])
 
     def handed_over(self, name: str, pg: str) -> str:
-        return self._parameter(("value", name), pg, lambda run: run.values[name])
+        return self.parameter(("value", name), pg, lambda run: run.values[name])
 
     def argument(self, at: tuple[int, tuple[str | int, ...]], arg: Arg) -> str:
         site, path = at
-        return self._parameter((at, arg.pg), arg.pg, lambda run: ready(arg, _at(run.arguments[site], path)))
+        return self.parameter(
+            (at, arg.pg), arg.pg, lambda run: ready(arg, at_path(run.arguments[site], path))
+        )
 
     # Selections
 
@@ -361,7 +356,7 @@ class Compiler:
             raise FieldForbidden(path, nodes[0])
         child = self._alias()
         source = decl.source(row, names) if decl.source else target.source
-        condition = _all(decl.on(row, child, names), self.scope(target, child))
+        condition = every(decl.on(row, child, names), self.scope(target, child))
         if decl.shape is Shape.ONE:
             return (
                 f"(SELECT {self.object(target, child, sets, path)} FROM {source} {child} WHERE {condition})"
@@ -397,7 +392,7 @@ class Compiler:
                 )
                 raise FieldForbidden(path, node)  # type: ignore[arg-type]  # any node of the document will do
             child = self._alias()
-            condition = _all(f"{child}.id = {number}", self.scope(target, child))
+            condition = every(f"{child}.id = {number}", self.scope(target, child))
             body = self.object(target, child, sets, path, marked=self.marked)
             cases.append(
                 f"WHEN '{target.name}' THEN (SELECT {body} FROM {target.source} {child} WHERE {condition})"
@@ -423,45 +418,9 @@ class Compiler:
         sets: Sequence[SelectionSetNode],
         path: tuple[str, ...],
     ) -> str:
-        given = {
-            name: value
-            for name, value in get_argument_values(at.definition, at.node, self.variables).items()
-            if value is not None
-        }
-        if ("last" in given and ("first" in given or "after" in given)) or (
-            "first" in given and "before" in given
-        ):
-            raise BadInput("Page forwards with `first` and `after`, or backwards with `last` and `before`.")
-        backwards = "last" in given or "before" in given
-        where = given.get("where", {})
-        for name, item in decl.where.items():
-            if where.get(camel(name)) is not None:
-                value = self.argument((site, ("where", camel(name))), item)
-                condition = _all(condition, item.sql(row, value))
-            elif item.absent is not None:
-                condition = _all(condition, item.absent(row))
-        keys = self._keys(decl, given.get("orderBy") or [], row)
-        signature = ",".join(f"{key.name}{'-' if key.descending else ''}" for key in keys)
-        cursor = (
-            f"translate(encode(convert_to(json_build_array('{signature}', "
-            f"{', '.join(key.sql for key in keys)})::text, 'UTF8'), 'base64'), E'\\n', '')"
-        )
-        size = self.argument((site, ("last" if backwards else "first",)), PAGE_SIZE)
-        paged = condition
-        edge = "before" if backwards else "after"
-        if edge in given:
-            places = [
-                self._parameter(
-                    (site, edge, number),
-                    f"text::{key.pg}",
-                    partial(_cursor_part, site, edge, signature, keys, number),
-                )
-                for number, key in enumerate(keys)
-            ]
-            paged = _all(condition, _beyond(keys, places, backwards))
-        order = ", ".join(f"{key.sql} {'DESC' if key.descending != backwards else 'ASC'}" for key in keys)
-        on_page = f"{row}._n <= {size}"
-        direction = "DESC" if backwards else "ASC"
+        given = get_argument_values(at.definition, at.node, self.variables)
+        page = choose_page(self, decl, row, condition, site, given)
+        on_page = f"{row}._n <= {page.size}"
 
         def sub(
             node_sets: Sequence[SelectionSetNode],
@@ -481,24 +440,23 @@ class Compiler:
             return f"JSON_OBJECT({', '.join(parts)} RETURNING json)"
 
         def edges(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
-            return cursor if name == "cursor" else self.object(decl, row, _sets(nodes), here)
+            return page.cursor if name == "cursor" else self.object(decl, row, _sets(nodes), here)
 
         def info(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
             if name in ("hasNextPage", "hasPreviousPage"):
-                ahead = (name == "hasNextPage") != backwards
-                return f"count(*) > {size}" if ahead else ("true" if edge in given else "false")
-            first = (name == "startCursor") != backwards
-            return f"(array_agg({cursor} ORDER BY {row}._n {'ASC' if first else 'DESC'}) FILTER (WHERE {on_page}))[1]"
+                ahead = (name == "hasNextPage") != page.backwards
+                return f"count(*) > {page.size}" if ahead else ("true" if page.resumed else "false")
+            way = "ASC" if (name == "startCursor") != page.backwards else "DESC"
+            return f"(array_agg({page.cursor} ORDER BY {row}._n {way}) FILTER (WHERE {on_page}))[1]"
 
         def parts(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
             if name == "edges":
                 body = sub(_sets(nodes), f"{decl.name}Edge", edges, here)
-                return (
-                    f"COALESCE(json_agg({body} ORDER BY {row}._n {direction}) FILTER (WHERE {on_page}), '[]')"
-                )
+                way = "DESC" if page.backwards else "ASC"
+                return f"COALESCE(json_agg({body} ORDER BY {row}._n {way}) FILTER (WHERE {on_page}), '[]')"
             if name == "pageInfo":
                 return sub(_sets(nodes), "PageInfo", info, here)
-            return f"(SELECT count(*) FROM {source} {row} WHERE {condition})"
+            return f"(SELECT count(*) FROM {source} {row} WHERE {page.every})"
 
         body = sub(sets, f"{decl.name}Connection", parts, path)
         asked = {nodes[0].name.value for nodes in self.collect(f"{decl.name}Connection", sets).values()}
@@ -506,115 +464,11 @@ class Compiler:
             return f"(SELECT {body})"
         # HAVING makes it one group, also where no aggregate is asked for.
         return (
-            f"(SELECT {body} FROM (SELECT {row}.*, row_number() OVER (ORDER BY {order}) AS _n "
-            f"FROM {source} {row} WHERE {paged} ORDER BY {order} LIMIT {size} + 1) {row} HAVING true)"
+            f"(SELECT {body} FROM (SELECT {row}.*, row_number() OVER (ORDER BY {page.order}) AS _n "
+            f"FROM {source} {row} WHERE {page.condition} ORDER BY {page.order} LIMIT {page.size} + 1) {row} "
+            "HAVING true)"
         )
-
-    def _keys(self, decl: TypeDecl, order_by: list[dict[str, Any]], row: str) -> "list[_Key]":
-        wanted = [(str(part["field"].value).lower(), part["direction"].value == "DESC") for part in order_by]
-        if not wanted:
-            wanted = [(name, way == "DESC") for name, way in decl.default_order]
-        if len({name for name, _ in wanted}) != len(wanted):
-            raise BadInput("`orderBy` names a field twice.")
-        keys = [_Key(name, decl.orders[name].sql(row), decl.orders[name].pg, down) for name, down in wanted]
-        return [*keys, _Key("id", f"{row}.id", "bigint", keys[-1].descending if keys else False)]
-
-
-@dataclass(frozen=True)
-class _Key:
-    """One part of an order."""
-
-    name: str
-    sql: str
-    pg: str
-    descending: bool
-
-
-def _page_size(value: int | None) -> int:
-    if value is None:
-        return USUAL_PAGE
-    if not 1 <= value <= LARGEST_PAGE:
-        raise BadInput(f"`first` and `last` are from 1 to {LARGEST_PAGE}.")
-    return value
-
-
-PAGE_SIZE = Arg(type="int | None", pg="int", description="", decode=_page_size)
 
 
 def _sets(nodes: list[FieldNode]) -> list[SelectionSetNode]:
     return [node.selection_set for node in nodes if node.selection_set]
-
-
-def _beyond(keys: "list[_Key]", places: list[str], backwards: bool) -> str:
-    """The condition of lying past the cursor, in the order's direction."""
-    if len({key.descending for key in keys}) == 1:
-        sign = "<" if keys[0].descending != backwards else ">"
-        return f"({', '.join(key.sql for key in keys)}) {sign} ({', '.join(places)})"
-    steps = []
-    for number, key in enumerate(keys):
-        equal = [f"{other.sql} = {place}" for other, place in zip(keys[:number], places, strict=False)]
-        sign = "<" if key.descending != backwards else ">"
-        steps.append("(" + " AND ".join([*equal, f"{key.sql} {sign} {places[number]}"]) + ")")
-    return "(" + " OR ".join(steps) + ")"
-
-
-_PARSED: dict[str, Callable[[Any], object]] = {
-    "timestamptz": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "bigint": int,
-    "int": int,
-    "text": str,
-}
-
-
-def _cursor_part(site: int, edge: str, signature: str, keys: "list[_Key]", number: int, run: Binding) -> str:
-    return decode_cursor(run.arguments[site][edge], signature, keys)[number]
-
-
-def decode_cursor(value: str, signature: str, keys: "list[_Key]") -> list[str]:
-    """The texts of the order's keys in a cursor. Raises `BadInput` for one that is not of this order."""
-    try:
-        found = orjson.loads(base64.b64decode(value, validate=True))
-        if isinstance(found, list) and len(found) == len(keys) + 1:
-            if found[0] != signature:
-                raise BadInput("This cursor belongs to a list in another order.")
-            for key, part in zip(keys, found[1:], strict=True):
-                _PARSED[key.pg](part)
-            return [_clean(str(part)) for part in found[1:]]
-    except (binascii.Error, ValueError, TypeError):
-        pass
-    raise BadInput("This is not a cursor that this server gave out.")
-
-
-def _clean(text: str) -> str:
-    if "\x00" in text:
-        raise BadInput("Text must not contain the character NUL.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput("Text must not contain half of a surrogate pair.") from error
-    return text
-
-
-def ready(arg: Arg, value: Any) -> Any:
-    """An argument's coerced value in the form that the driver takes. Raises `BadInput`."""
-    if isinstance(value, list):
-        return [ready(arg, item) for item in value]
-    if arg.decode is not None:
-        return arg.decode(value)
-    if arg.key_of is not None and value is not None:
-        return decode_as(arg.key_of, value)
-    if isinstance(value, str):
-        return _clean(value)
-    return value
-
-
-def _at(value: Any, path: tuple[str | int, ...]) -> Any:
-    for step in path:
-        value = value.get(step) if isinstance(value, dict) else value[step]
-    return value
-
-
-def _all(*conditions: str) -> str:
-    wanted = [condition for condition in conditions if condition != "true"]
-    return " AND ".join(wanted) if wanted else "true"

@@ -143,6 +143,24 @@ async def test_pages_lead_through_all_rows_in_both_directions(world: World) -> N
     assert len(expected) == 8
 
 
+@pytest.mark.parametrize("field", ["CHECKED_IN_AT", "CHECKED_OUT_AT", "PATIENT_NAME"])
+@pytest.mark.parametrize("direction", ["ASC", "DESC"])
+async def test_open_and_ended_stays_page_alike_in_every_order(
+    world: World, field: str, direction: str
+) -> None:
+    query = (
+        f"query ($at: String) {{ stays(first: 1, after: $at, orderBy: [{{field: {field}, direction: {direction}}}]) "
+        "{ totalCount edges { node { id } } pageInfo { endCursor hasNextPage } } }"
+    )
+    found, cursor, more = [], None, True
+    while more:
+        page = (await world.client.data(query, world.actors["superadmin"], at=cursor))["stays"]
+        found.append(page["edges"][0]["node"]["id"])
+        cursor, more = page["pageInfo"]["endCursor"], page["pageInfo"]["hasNextPage"]
+
+    assert len(set(found)) == len(found) == page["totalCount"] == 4
+
+
 async def test_a_cursor_of_another_order_and_a_made_up_one_are_refused(world: World) -> None:
     client, admin = world.client, world.actors["superadmin"]
     query = (
