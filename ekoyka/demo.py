@@ -6,7 +6,6 @@ own (certificates, reservations, the link of a record to an account) goes throug
 
 import random
 import re
-import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -170,6 +169,8 @@ _PATRONYMICS = (
 # Faker writes these without the dots; a register has them both ways.
 _DOTTED = re.compile(r"^(Воробь|Журавл|Кисел|Ковал|Корол|Кошел|Лихач|Муравь|Соловь|Фомич)ев")
 _DOCTOR = "врач психиатр-нарколог"
+# No password has this hash: colleagues are names for stays, nobody to sign in as.
+_NO_PASSWORD = "-"  # noqa: S105 -- it is none
 _PATIENTS_EACH = 120
 
 
@@ -198,12 +199,10 @@ async def fill(
             return ACCOUNTS
         moment = now or datetime.combine(datetime.now(UTC).date(), time(), UTC)
         hashes = {password: await hasher.hash(password) for password in {a.password for a in ACCOUNTS}}
-        # Colleagues are names for stays, nobody to sign in as.
-        nobody = await hasher.hash(secrets.token_urlsafe(32))
         maker = _Maker(session, random.Random(seed), moment, base_url)  # noqa: S311 -- a believable network, no secret
         say("диспансеры, палаты, койки, врачи · dispensaries, rooms, beds, doctors")
         places = await maker.places()
-        await maker.accounts(places, hashes, nobody)
+        await maker.accounts(places, hashes)
         for place in places:
             say(f"{place.name}: год госпитализаций · a year of stays")
             ward = await maker.people(place)
@@ -388,7 +387,7 @@ class _Maker:
             made.append(dispensary)
         return made
 
-    async def accounts(self, places: list[Dispensary], hashes: dict[str, str], nobody: str) -> None:
+    async def accounts(self, places: list[Dispensary], hashes: dict[str, str]) -> None:
         """The accounts to sign in with, and three more doctors in each dispensary."""
         self.doctors = {place.id: [] for place in places}
         places_of = iter(places)
@@ -409,7 +408,7 @@ class _Maker:
         for place in places:
             for number in range(1, 4):
                 account = await self._account(
-                    f"colleague-{place.id}-{number}@example.org", nobody, self.chance.choice(list(Sex))
+                    f"colleague-{place.id}-{number}@example.org", _NO_PASSWORD, self.chance.choice(list(Sex))
                 )
                 account.position = _DOCTOR
                 self.doctors[place.id].append(account.id)

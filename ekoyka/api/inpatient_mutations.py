@@ -17,7 +17,7 @@ from ekoyka.certificates.operations import CertificateAnnulled, StayStillOpen, f
 from ekoyka.certificates.render import RenderBusy, RenderFailed
 from ekoyka.certificates.tables import Certificate
 from ekoyka.facilities.operations import Archived
-from ekoyka.inpatient import patients, stays
+from ekoyka.inpatient import corrections, patients, stays
 from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, HasOpenStays
 from ekoyka.inpatient.patients import AccountLinked, RecordNumberTaken
 from ekoyka.inpatient.stays import (
@@ -376,7 +376,7 @@ class StayCorrectInput:
     description="A stay is corrected, with a reason; its former version is kept.",
 )
 async def stay_correct(run: Run, session: AsyncSession, input: StayCorrectInput) -> int:
-    row = await stays.correct(
+    row = await corrections.correct(
         session,
         actor=run.known_actor,
         stay_id=key("Stay", input.id, "id"),

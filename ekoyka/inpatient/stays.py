@@ -1,4 +1,4 @@
-"""Check in, transfer, check out, and editing and correcting stays.
+"""Check in, transfer, check out, and editing stays; `corrections` says what really happened.
 
 Locks are always taken in this order: beds by id, then the patient, then the stay, then the feed's topic. So
 a burst on one bed queues up on its row and each in turn sees what the one before it wrote; the constraints
@@ -22,7 +22,6 @@ from ekoyka.identity.tables import Role
 from ekoyka.inpatient.availability import (
     BedOccupied,
     BedReserved,
-    checked_reason,
     now,
     open_reservation,
     refuse_occupied,
@@ -37,7 +36,6 @@ from ekoyka.inpatient.tables import (
     ReservationOutcome,
     Stay,
     StayPlan,
-    StayRevision,
 )
 from ekoyka.validation import changed, validated
 
@@ -118,7 +116,7 @@ async def _locked_beds(session: AsyncSession, *keys: int) -> dict[int, Bed]:
     return beds
 
 
-async def _refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> None:
+async def refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> None:
     room = await session.get(Room, bed.room_id)
     assert room is not None
     if room.sex not in (RoomSex.ANY, patient.sex):
@@ -132,7 +130,7 @@ async def _refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> Non
         )
 
 
-async def _take_reservation(
+async def take_reservation(
     session: AsyncSession, bed: Bed, patient: Patient, reservation_id: int | None
 ) -> None:
     """A reservation for the patient, or the one that the actor names, is fulfilled; another stands in the way."""
@@ -152,7 +150,7 @@ async def _take_reservation(
     kept.outcome = ReservationOutcome.FULFILLED
 
 
-async def _refuse_admitted(
+async def refuse_admitted(
     session: AsyncSession,
     *,
     actor: Actor,
@@ -195,7 +193,7 @@ async def _refuse_doctor(session: AsyncSession, dispensary_id: int, account_id: 
         raise NotADoctorThere(("attendingDoctorId",))
 
 
-async def _flush(session: AsyncSession) -> None:
+async def flush(session: AsyncSession) -> None:
     """Flushes; what the locks should have kept away is refused by the constraints all the same."""
     try:
         await session.flush()
@@ -240,11 +238,11 @@ async def check_in(
     since = at or instant
     if patient.archived_at is not None:
         raise PatientIsArchived(("patientId",), patient_id=patient.id)
-    await _refuse_admitted(session, actor=actor, patient_id=patient.id, since=since)
+    await refuse_admitted(session, actor=actor, patient_id=patient.id, since=since)
     await refuse_occupied(session, bed, since=since, patient_id=patient.id)
-    await _take_reservation(session, bed, patient, reservation_id)
+    await take_reservation(session, bed, patient, reservation_id)
     await refuse_unusable(session, bed, patient_id=patient.id)
-    await _refuse_room(session, bed, patient)
+    await refuse_room(session, bed, patient)
     await _refuse_doctor(session, bed.dispensary_id, attending_doctor_id)
     await _refuse_plan(session, bed.dispensary_id, since, details.planned_check_out_on)
     stay = Stay(
@@ -256,17 +254,17 @@ async def check_in(
         **details.model_dump(),
     )
     session.add(stay)
-    await _flush(session)
+    await flush(session)
     session.add(
         BedAssignment(stay_id=stay.id, bed_id=bed.id, dispensary_id=bed.dispensary_id, started_at=since)
     )
-    await _flush(session)
-    _record(session, actor, "stay_check_in", stay)
+    await flush(session)
+    record(session, actor, "stay_check_in", stay)
     await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.CHECKED_IN))
     return stay
 
 
-def _record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason: str | None = None) -> None:
+def record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason: str | None = None) -> None:
     access_log.record(
         session,
         actor,
@@ -282,7 +280,7 @@ def _record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason
 _ASSIGNMENTS = text("SELECT id, bed_id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at, id")
 
 
-async def _locked_stay(
+async def locked_stay(
     session: AsyncSession, *, actor: Actor, stay_id: int, version: int, beds: tuple[int, ...] = ()
 ) -> tuple[Stay, list[BedAssignment], dict[int, Bed]]:
     """The stay, its assignments in order, and their beds with the other beds; beds, patient and stay locked.
@@ -334,7 +332,7 @@ async def transfer(
 
     Raises as `check_in` does, and `VersionConflict`, `StayAlreadyEnded`, `SameBed`, `CheckOutBeforeCheckIn`.
     """
-    stay, assignments, beds = await _locked_stay(
+    stay, assignments, beds = await locked_stay(
         session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,)
     )
     assignment = assignments[-1]
@@ -347,18 +345,18 @@ async def transfer(
     if assignment.bed_id == bed_id:
         raise SameBed(("bedId",), bed_id=bed_id)
     await refuse_occupied(session, bed, since=end, patient_id=patient.id)
-    await _take_reservation(session, bed, patient, reservation_id)
+    await take_reservation(session, bed, patient, reservation_id)
     await refuse_unusable(session, bed, patient_id=patient.id)
-    await _refuse_room(session, bed, patient)
+    await refuse_room(session, bed, patient)
     assignment.ended_at = end
-    await _flush(session)
+    await flush(session)
     session.add(
         BedAssignment(stay_id=stay.id, bed_id=bed.id, dispensary_id=bed.dispensary_id, started_at=end)
     )
     stay.version += 1
     await _leave(session, beds[assignment.bed_id])
-    await _flush(session)
-    _record(session, actor, "stay_transfer", stay)
+    await flush(session)
+    record(session, actor, "stay_transfer", stay)
     await publish_beds(
         session,
         stay.dispensary_id,
@@ -390,7 +388,7 @@ async def check_out(
 
     Raises `NotFound`, `VersionConflict`, `StayAlreadyEnded`, `InFuture`, `CheckOutBeforeCheckIn`.
     """
-    stay, assignments, beds = await _locked_stay(session, actor=actor, stay_id=stay_id, version=version)
+    stay, assignments, beds = await locked_stay(session, actor=actor, stay_id=stay_id, version=version)
     assignment = assignments[-1]
     end = await _ending(session, stay, assignment, at)
     assignment.ended_at = end
@@ -398,8 +396,8 @@ async def check_out(
     stay.outcome = outcome.value
     stay.version += 1
     await _leave(session, beds[assignment.bed_id])
-    await _flush(session)
-    _record(session, actor, "stay_check_out", stay)
+    await flush(session)
+    record(session, actor, "stay_check_out", stay)
     await publish_beds(session, stay.dispensary_id, (assignment.bed_id, BedChange.CHECKED_OUT))
     return stay
 
@@ -429,7 +427,7 @@ async def update_stay(
         setattr(stay, name, value)
     stay.version += 1
     await session.flush()
-    _record(session, actor, "stay_update", stay)
+    record(session, actor, "stay_update", stay)
     return stay
 
 
@@ -451,101 +449,3 @@ async def _refuse_plan(
             ru="Планируемая выписка раньше поступления.",
             en="The planned check-out is before the check-in.",
         )
-
-
-async def correct(
-    session: AsyncSession,
-    *,
-    actor: Actor,
-    stay_id: int,
-    version: int,
-    reason: str,
-    checked_in_at: datetime | None = None,
-    checked_out_at: datetime | None = None,
-    outcome: Outcome | None = None,
-    bed_id: int | None = None,
-) -> Stay:
-    """The stay says what really happened; what it said before is kept, with the reason.
-
-    ``checked_in_at`` moves the beginning of its first bed, ``checked_out_at`` the end of its last, and
-    ``bed_id`` says which bed the last one really was. Raises `NotFound`, `VersionConflict`, `InFuture`,
-    `CheckOutBeforeCheckIn`, `BedOccupied`, `PatientAlreadyAdmitted`, `RoomSexMismatch`, `Invalid`; while the
-    patient is there, for another bed also `BedReserved`, `BedClosed`, `BedNotReady`.
-    """
-    why = checked_reason(reason)
-    stay, assignments, beds = await _locked_stay(
-        session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,) if bed_id is not None else ()
-    )
-    instant = await now(session)
-    for name, at in (("checkedInAt", checked_in_at), ("checkedOutAt", checked_out_at)):
-        if at is not None and at > instant:
-            raise InFuture((name,), now=instant)
-    if (checked_out_at is not None or outcome is not None) and stay.checked_out_at is None:
-        raise Invalid(
-            ("checkedOutAt",),
-            ru="Пациент ещё не выписан: выпишите его.",
-            en="The stay is open: check the patient out.",
-        )
-    first, last = assignments[0], assignments[-1]
-    begins, ends = checked_in_at or stay.checked_in_at, checked_out_at or stay.checked_out_at
-    if begins > (first.ended_at if last is not first and first.ended_at else ends or instant):
-        field = "checkedInAt" if checked_out_at is None else "checkedOutAt"
-        raise CheckOutBeforeCheckIn((field,), stay_id=stay.id, checked_in_at=begins)
-    if ends is not None and last is not first and ends < last.started_at:
-        raise CheckOutBeforeCheckIn(("checkedOutAt",), stay_id=stay.id, checked_in_at=last.started_at)
-    await _refuse_admitted(
-        session, actor=actor, patient_id=stay.patient_id, since=begins, until=ends, besides=stay.id
-    )
-    bed = beds.get(last.bed_id if bed_id is None else bed_id)
-    if bed is None or bed.dispensary_id != stay.dispensary_id:
-        raise NotFound(("bedId",))
-    await refuse_occupied(
-        session,
-        bed,
-        since=begins if last is first else last.started_at,
-        until=ends,
-        patient_id=stay.patient_id,
-        besides_stay=stay.id,
-    )
-    if last is not first:
-        await refuse_occupied(
-            session,
-            beds[first.bed_id],
-            since=begins,
-            until=first.ended_at,
-            patient_id=stay.patient_id,
-            besides_stay=stay.id,
-        )
-    if bed.id != last.bed_id:
-        patient = await session.get(Patient, stay.patient_id)
-        assert patient is not None
-        if ends is None:
-            if bed.archived_at is not None:
-                raise NotFound(("bedId",))
-            await _take_reservation(session, bed, patient, None)
-            await refuse_unusable(session, bed, patient_id=patient.id)
-        await _refuse_room(session, bed, patient)
-    session.add(
-        StayRevision(
-            stay_id=stay.id,
-            revised_by_id=actor.account_id,
-            reason=why,
-            former={
-                "checked_in_at": stay.checked_in_at.isoformat(),
-                "checked_out_at": stay.checked_out_at.isoformat() if stay.checked_out_at else None,
-                "outcome": stay.outcome,
-                "bed_id": last.bed_id,
-            },
-        )
-    )
-    touched = sorted({last.bed_id, bed.id})
-    stay.checked_in_at = first.started_at = begins
-    stay.checked_out_at = last.ended_at = ends
-    last.bed_id = bed.id
-    if outcome is not None:
-        stay.outcome = outcome.value
-    stay.version += 1
-    await _flush(session)
-    _record(session, actor, "stay_correct", stay, why)
-    await publish_beds(session, stay.dispensary_id, *((key, BedChange.CORRECTED) for key in touched))
-    return stay

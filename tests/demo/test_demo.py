@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ from ekoyka.identity import operations
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
 from ekoyka.settings import Settings
-from tests.client import Client
+from tests.client import Client, gid
 from tests.conftest import address_of, administer
 from tests.invariants import broken_invariants
 
@@ -186,6 +186,7 @@ async def test_the_network_is_true_and_believable(
     assert [name for name, sql in impossible.items() if await count(sql)] == []
     assert await count("stay WHERE greatest(checked_in_at, checked_out_at) >= $1", NOW) == 0
     assert await count("(SELECT DISTINCT time_zone FROM dispensary) z") == 5
+    assert await count("stay WHERE checked_in_at < $1", NOW - timedelta(days=360)) > 0
     assert 1200 <= await count("stay") <= 1900
     assert 0.75 <= await count("stay WHERE checked_out_at IS NULL") / await count("bed") <= 0.85
     plenty = {
@@ -227,12 +228,32 @@ async def test_each_account_signs_in_with_its_role_where_it_says(
     ]
 
 
-async def test_nobody_signs_in_as_a_colleague(database: Database, hasher: PasswordHasher) -> None:
-    await demo.fill(database, hasher=hasher, say=silent, now=NOW)
+async def test_nobody_signs_in_as_a_colleague(
+    client: Client, database: Database, hasher: PasswordHasher
+) -> None:
+    accounts = await demo.fill(database, hasher=hasher, say=silent, now=NOW)
+    colleague = await database.fetch_value("SELECT min(email) FROM account WHERE email LIKE 'colleague-%'")
 
-    hashes = await database.fetch("SELECT password_hash FROM account WHERE email LIKE 'colleague-%' LIMIT 1")
+    answers = [
+        await client.http.post(
+            "/auth/token", data={"grant_type": "password", "username": colleague, "password": password}
+        )
+        for password in ("-", *(account.password for account in accounts))
+    ]
 
-    assert not await hasher.verify("-", hashes[0]["password_hash"])
+    assert {answer.json()["error"] for answer in answers} == {"invalid_grant"}
+
+
+async def test_each_account_sees_its_part_of_the_network(
+    client: Client, database: Database, hasher: PasswordHasher
+) -> None:
+    accounts = await demo.fill(database, hasher=hasher, say=silent, now=NOW)
+    actors = [await signed_in(database, hasher, account) for account in accounts]
+
+    seen = [await client.data("{ me { id } dispensaries { totalCount } }", actor) for actor in actors]
+
+    assert [each["me"]["id"] for each in seen] == [gid("Account", actor.account_id) for actor in actors]
+    assert [each["dispensaries"]["totalCount"] for each in seen] == [5, 1, 1, 1, 1]
 
 
 async def test_the_first_query_answers_whoever_works_there(

@@ -15,7 +15,7 @@ from ekoyka.errors import Refusal
 from ekoyka.facilities import operations
 from ekoyka.facilities.tables import Bed, Dispensary, Room, ServiceState
 from ekoyka.identity.actors import Actor
-from ekoyka.inpatient import availability, patients, stays
+from ekoyka.inpatient import availability, corrections, patients, stays
 from ekoyka.inpatient.queries import bed_status
 from ekoyka.inpatient.tables import Outcome
 from tests.factories import Factory
@@ -80,7 +80,7 @@ class _Somebody:
         if do < 0.72:
             return await answer(
                 self.database,
-                stays.correct,
+                corrections.correct,
                 **the_stay,
                 reason="ошибка записи",
                 checked_in_at=self._moment(),

@@ -9,7 +9,7 @@ import pytest
 from ekoyka.database import Database
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.facilities.tables import Bed
-from ekoyka.inpatient import availability, stays
+from ekoyka.inpatient import availability, corrections, stays
 from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved
 from ekoyka.inpatient.stays import CheckOutBeforeCheckIn, PatientAlreadyAdmitted, RoomSexMismatch
 from ekoyka.inpatient.tables import Outcome, Stay
@@ -46,7 +46,7 @@ async def test_an_open_stay_is_not_corrected_into_a_bed_it_could_not_have_been_c
         with pytest.raises(refusal):
             await run(
                 database,
-                stays.correct,
+                corrections.correct,
                 actor=actor,
                 stay_id=stay.id,
                 version=1,
@@ -73,7 +73,7 @@ async def test_an_ended_stay_may_have_been_in_a_bed_that_is_closed_or_archived_n
     for version, bed in enumerate(beds, start=1):
         await run(
             database,
-            stays.correct,
+            corrections.correct,
             actor=actor,
             stay_id=stay.id,
             version=version,
@@ -98,15 +98,17 @@ async def test_a_stay_with_a_transfer_keeps_its_assignments_in_order(
     await run(database, stays.check_out, **arguments, version=2, outcome=Outcome.DISCHARGED, at=end)
 
     with pytest.raises(CheckOutBeforeCheckIn) as too_late:
-        await run(database, stays.correct, **arguments, version=3, reason="ошибка", checked_in_at=days_ago(4))
+        await run(
+            database, corrections.correct, **arguments, version=3, reason="ошибка", checked_in_at=days_ago(4)
+        )
     with pytest.raises(CheckOutBeforeCheckIn) as too_early:
         await run(
-            database, stays.correct, **arguments, version=3, reason="ошибка", checked_out_at=days_ago(6)
+            database, corrections.correct, **arguments, version=3, reason="ошибка", checked_out_at=days_ago(6)
         )
     begin = days_ago(10)
     await run(
         database,
-        stays.correct,
+        corrections.correct,
         **arguments,
         version=3,
         reason="ошибка",
@@ -131,7 +133,7 @@ async def test_the_first_bed_of_a_transferred_stay_is_guarded_too(database: Data
 
     with pytest.raises(BedOccupied) as refused:
         await run(
-            database, stays.correct, **arguments, version=2, reason="ошибка", checked_in_at=days_ago(11)
+            database, corrections.correct, **arguments, version=2, reason="ошибка", checked_in_at=days_ago(11)
         )
 
     fields = refused.value.fields
@@ -162,7 +164,7 @@ async def test_a_correction_and_a_check_in_of_one_patient_never_overlap(
         *(
             answer(
                 database,
-                stays.correct,
+                corrections.correct,
                 actor=actor,
                 stay_id=stay.id,
                 version=1,

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.database import Database, constraint_name
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
-from ekoyka.inpatient import availability, stays
+from ekoyka.inpatient import availability, corrections, stays
 from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved
 from ekoyka.inpatient.stays import (
     CheckOutBeforeCheckIn,
@@ -287,7 +287,7 @@ async def test_outside_the_scope_nothing_exists(database: Database, make: Factor
             outcome=Outcome.DISCHARGED,
         ),
         run(database, stays.update_stay, actor=stranger, stay_id=stay.id, version=1, changes={}),
-        run(database, stays.correct, actor=stranger, stay_id=stay.id, version=1, reason="x"),
+        run(database, corrections.correct, actor=stranger, stay_id=stay.id, version=1, reason="x"),
     ):
         with pytest.raises(NotFound):
             await attempt
@@ -427,7 +427,7 @@ async def test_correct_moves_the_facts_and_keeps_the_former_version(
 
     corrected = await run(
         database,
-        stays.correct,
+        corrections.correct,
         actor=await make.actor(doctor_of=(place,)),
         stay_id=stay.id,
         version=1,
@@ -459,15 +459,17 @@ async def test_correct_is_held_to_every_rule(database: Database, make: Factory) 
     arguments = {"actor": actor, "stay_id": stay.id, "version": 1, "reason": "ошибка"}
 
     with pytest.raises(BedOccupied):
-        await run(database, stays.correct, **arguments, checked_in_at=days_ago(15))
+        await run(database, corrections.correct, **arguments, checked_in_at=days_ago(15))
     with pytest.raises(PatientAlreadyAdmitted):
-        await run(database, stays.correct, **arguments, checked_in_at=days_ago(35))
+        await run(database, corrections.correct, **arguments, checked_in_at=days_ago(35))
     with pytest.raises(InFuture):
-        await run(database, stays.correct, **arguments, checked_in_at=datetime.now(UTC) + timedelta(hours=1))
+        await run(
+            database, corrections.correct, **arguments, checked_in_at=datetime.now(UTC) + timedelta(hours=1)
+        )
     with pytest.raises(Invalid):
-        await run(database, stays.correct, **{**arguments, "reason": " "})
+        await run(database, corrections.correct, **{**arguments, "reason": " "})
     with pytest.raises(Invalid):
-        await run(database, stays.correct, **arguments, outcome=Outcome.DIED)
+        await run(database, corrections.correct, **arguments, outcome=Outcome.DIED)
 
     assert await database.fetch_value("SELECT count(*) FROM stay_revision") == 0
 
