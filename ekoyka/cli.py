@@ -31,7 +31,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 imports = typer.Typer(no_args_is_help=True, help="Read CSV files into the database.")
 app.add_typer(imports, name="import")
 out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 _Result = TypeVar("_Result")
 GRACE_S = 20
 

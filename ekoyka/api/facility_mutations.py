@@ -24,6 +24,7 @@ from ekoyka.inpatient.availability import (
     BedReserved,
     HasOpenStays,
     ReservationEnded,
+    RoomSexMismatch,
 )
 from ekoyka.inpatient.queries import BedChange, publish_beds
 
@@ -181,10 +182,14 @@ class RoomUpdateInput:
 
 
 @mutation(
-    "roomUpdate", returns="Room", roles=CLINICAL, refusals=(NumberTaken,), description="A room is edited."
+    "roomUpdate",
+    returns="Room",
+    roles=CLINICAL,
+    refusals=(NumberTaken, RoomSexMismatch),
+    description="A room is edited.",
 )
 async def room_update(run: Run, session: AsyncSession, input: RoomUpdateInput) -> int:
-    row = await operations.update_room(
+    row = await availability.edit_room(
         session,
         actor=run.known_actor,
         room_id=key("Room", input.id, "id"),
@@ -253,11 +258,11 @@ class BedUpdateInput:
     "bedUpdate",
     returns="Bed",
     roles=CLINICAL,
-    refusals=(LabelTaken, Archived),
+    refusals=(LabelTaken, Archived, RoomSexMismatch),
     description="A bed is edited or moved.",
 )
 async def bed_update(run: Run, session: AsyncSession, input: BedUpdateInput) -> int:
-    row = await operations.update_bed(
+    row = await availability.edit_bed(
         session,
         actor=run.known_actor,
         bed_id=key("Bed", input.id, "id"),

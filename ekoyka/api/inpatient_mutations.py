@@ -18,7 +18,14 @@ from ekoyka.certificates.render import RenderBusy, RenderFailed
 from ekoyka.certificates.tables import Certificate
 from ekoyka.facilities.operations import Archived
 from ekoyka.inpatient import corrections, patients, stays
-from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, HasOpenStays
+from ekoyka.inpatient.availability import (
+    BedClosed,
+    BedNotReady,
+    BedOccupied,
+    BedReserved,
+    HasOpenStays,
+    RoomSexMismatch,
+)
 from ekoyka.inpatient.patients import AccountLinked, RecordNumberTaken
 from ekoyka.inpatient.stays import (
     CheckOutBeforeCheckIn,
@@ -26,7 +33,6 @@ from ekoyka.inpatient.stays import (
     NotADoctorThere,
     PatientAlreadyAdmitted,
     PatientIsArchived,
-    RoomSexMismatch,
     SameBed,
     StayAlreadyEnded,
 )

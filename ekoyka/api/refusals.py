@@ -29,6 +29,7 @@ from ekoyka.inpatient.availability import (
     BedReserved,
     HasOpenStays,
     ReservationEnded,
+    RoomSexMismatch,
 )
 from ekoyka.inpatient.patients import AccountLinked, RecordNumberTaken
 from ekoyka.inpatient.stays import (
@@ -37,7 +38,6 @@ from ekoyka.inpatient.stays import (
     NotADoctorThere,
     PatientAlreadyAdmitted,
     PatientIsArchived,
-    RoomSexMismatch,
     SameBed,
     StayAlreadyEnded,
 )

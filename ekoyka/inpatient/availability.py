@@ -5,6 +5,7 @@ operation locks the bed first; see `stays` for the order of locks.
 """
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import text
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ekoyka.columns import Remark
 from ekoyka.database import constraint_name
 from ekoyka.errors import Conflict, Forbidden, Invalid, NotFound
-from ekoyka.facilities.operations import Archived, locked
+from ekoyka.facilities.operations import Archived, locked, update_bed, update_room
 from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, ServiceState
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
@@ -57,6 +58,14 @@ class BedNotReady(Conflict):
     code = "BED_NOT_READY"
     ru = "Койка не готова: дождитесь уборки или выберите другую."
     en = "The bed is not ready: wait for the cleaning, or choose another."
+
+
+class RoomSexMismatch(Conflict):
+    """The room does not take patients of this sex."""
+
+    code = "ROOM_SEX_MISMATCH"
+    ru = "Палата не для пациентов этого пола: выберите одну из предложенных коек."
+    en = "The room does not take patients of this sex: choose one of the beds suggested."
 
 
 class HasOpenStays(Conflict):
@@ -404,3 +413,53 @@ async def archive(
     if beds:
         dispensary_id = row.id if isinstance(row, Dispensary) else row.dispensary_id
         await publish_beds(session, dispensary_id, *((bed, BedChange.ARCHIVED) for bed in sorted(beds)))
+
+
+_MISMATCHED = text(
+    """
+    SELECT b.id, r.id FROM room r JOIN bed b ON b.room_id = r.id
+    JOIN bed_assignment a ON a.bed_id = b.id AND a.ended_at IS NULL
+    JOIN stay s ON s.id = a.stay_id JOIN patient p ON p.id = s.patient_id
+    WHERE r.id = :room AND r.sex NOT IN ('ANY', p.sex) ORDER BY b.id LIMIT 1
+    """
+)
+
+
+async def refuse_mismatched(session: AsyncSession, room_id: int) -> None:
+    """Raises `RoomSexMismatch` when somebody lies in the room whom, as it is now, it does not take."""
+    await session.flush()
+    found = (await session.execute(_MISMATCHED, {"room": room_id})).one_or_none()
+    if found is not None:
+        raise RoomSexMismatch(("sex",), bed_id=found[0], room_id=found[1], alternative_ids=[])
+
+
+async def edit_room(
+    session: AsyncSession, *, actor: Actor, room_id: int, version: int, changes: dict[str, Any]
+) -> Room:
+    """The room is as changed, and takes everybody who lies in it.
+
+    Raises as `facilities.operations.update_room` does, and `RoomSexMismatch`.
+    """
+    room = await update_room(session, actor=actor, room_id=room_id, version=version, changes=changes)
+    await refuse_mismatched(session, room_id)
+    return room
+
+
+async def edit_bed(
+    session: AsyncSession,
+    *,
+    actor: Actor,
+    bed_id: int,
+    version: int,
+    changes: dict[str, Any],
+    room_id: int | None = None,
+) -> Bed:
+    """The bed is as changed, and its room takes whoever lies in it.
+
+    Raises as `facilities.operations.update_bed` does, and `RoomSexMismatch`.
+    """
+    bed = await update_bed(
+        session, actor=actor, bed_id=bed_id, version=version, changes=changes, room_id=room_id
+    )
+    await refuse_mismatched(session, bed.room_id)
+    return bed

@@ -22,6 +22,7 @@ from ekoyka.identity.tables import Role
 from ekoyka.inpatient.availability import (
     BedOccupied,
     BedReserved,
+    RoomSexMismatch,
     now,
     open_reservation,
     refuse_occupied,
@@ -40,14 +41,6 @@ from ekoyka.inpatient.tables import (
 from ekoyka.validation import changed, validated
 
 CLINICIANS = (Role.SUPERADMIN, Role.DOCTOR)
-
-
-class RoomSexMismatch(Conflict):
-    """The room does not take patients of this sex."""
-
-    code = "ROOM_SEX_MISMATCH"
-    ru = "Палата не для пациентов этого пола: выберите одну из предложенных коек."
-    en = "The room does not take patients of this sex: choose one of the beds suggested."
 
 
 class PatientAlreadyAdmitted(Conflict):
@@ -117,7 +110,8 @@ async def _locked_beds(session: AsyncSession, *keys: int) -> dict[int, Bed]:
 
 
 async def refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> None:
-    room = await session.get(Room, bed.room_id)
+    # Shared with other check-ins; whoever changes the room's rule waits for them, and they for it.
+    room = await session.get(Room, bed.room_id, with_for_update={"read": True}, populate_existing=True)
     assert room is not None
     if room.sex not in (RoomSex.ANY, patient.sex):
         raise RoomSexMismatch(

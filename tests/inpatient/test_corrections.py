@@ -10,8 +10,8 @@ from ekoyka.database import Database
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.facilities.tables import Bed
 from ekoyka.inpatient import availability, corrections, stays
-from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved
-from ekoyka.inpatient.stays import CheckOutBeforeCheckIn, PatientAlreadyAdmitted, RoomSexMismatch
+from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, RoomSexMismatch
+from ekoyka.inpatient.stays import CheckOutBeforeCheckIn, PatientAlreadyAdmitted
 from ekoyka.inpatient.tables import Outcome, Stay
 from tests.factories import Factory
 from tests.identity.transactions import answer, run

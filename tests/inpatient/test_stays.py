@@ -12,14 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ekoyka.database import Database, constraint_name
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.inpatient import availability, corrections, stays
-from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved
+from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, RoomSexMismatch
 from ekoyka.inpatient.stays import (
     CheckOutBeforeCheckIn,
     InFuture,
     NotADoctorThere,
     PatientAlreadyAdmitted,
     PatientIsArchived,
-    RoomSexMismatch,
     SameBed,
     StayAlreadyEnded,
 )
@@ -205,6 +204,40 @@ async def test_check_in_refuses_a_room_for_the_other_sex(database: Database, mak
             patient_id=(await make.patient(place, sex="MALE")).id,
             bed_id=bed.id,
         )
+
+
+async def test_a_room_and_a_bed_are_not_changed_under_a_patient_whom_they_would_not_take(
+    database: Database, make: Factory
+) -> None:
+    place = await make.dispensary()
+    room, women = await make.room(place, sex="MALE"), await make.room(place, sex="FEMALE")
+    bed, actor = await make.bed(place, room), await make.actor(doctor_of=(place,))
+    await make.stay(await make.patient(place, sex="MALE"), bed)
+
+    with pytest.raises(RoomSexMismatch):
+        await run(
+            database,
+            availability.edit_room,
+            actor=actor,
+            room_id=room.id,
+            version=1,
+            changes={"sex": "FEMALE"},
+        )
+    with pytest.raises(RoomSexMismatch):
+        await run(
+            database,
+            availability.edit_bed,
+            actor=actor,
+            bed_id=bed.id,
+            version=1,
+            changes={},
+            room_id=women.id,
+        )
+    await run(
+        database, availability.edit_room, actor=actor, room_id=room.id, version=1, changes={"sex": "ANY"}
+    )
+
+    assert await database.fetch_value("SELECT sex FROM room WHERE id = $1", room.id) == "ANY"
 
 
 async def test_check_in_tells_where_an_admitted_patient_is_only_to_who_may_know(
