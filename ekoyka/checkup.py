@@ -69,7 +69,7 @@ def _explorer() -> Finding:
         "The explorer's assets are built."
         if explorer.assets_present()
         else "The explorer's assets are missing.",
-        "With node 20 or newer: make assets. Everything else works without.",
+        "With node 20.11 or newer: make assets. Everything else works without.",
     )
 
 
