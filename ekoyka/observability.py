@@ -81,7 +81,9 @@ def configure_logs(settings: Settings) -> None:
             foreign_pre_chain=shared,
         )
     )
-    logging.basicConfig(handlers=[handler], level=settings.log_level, force=True)
+    # Libraries say nothing below INFO: some of them would write whole frames and rows.
+    level = max(logging.INFO, logging.getLevelName(settings.log_level))
+    logging.basicConfig(handlers=[handler], level=level, force=True)
     # These would write addresses, statements or query texts.
     for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy != "alembic" else logging.WARNING)

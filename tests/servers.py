@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -46,10 +47,11 @@ class Server:
         return await self.process.wait()
 
 
-async def start(settings: Settings, **environment: str) -> Server:
-    """A server process of `ekoyka serve`; it may not be ready yet."""
+async def start(settings: Settings, *, log: Path | None = None, **environment: str) -> Server:
+    """A server process of `ekoyka serve`; it may not be ready yet. ``log`` receives all that it says."""
     assert settings.database_url is not None
     port = free_port()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -65,8 +67,12 @@ async def start(settings: Settings, **environment: str) -> Server:
             **environment,
         },
         stdin=asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         start_new_session=True,
     )
+    if output is not None:
+        os.close(output)
     return Server(port, process)
 
 
@@ -86,7 +92,7 @@ async def ready(server: Server) -> None:
 @asynccontextmanager
 async def running(settings: Settings, count: int = 1, **environment: str) -> AsyncIterator[list[Server]]:
     """So many server processes, ready; killed at the end if they have not stopped."""
-    servers = [await start(settings, **environment) for _ in range(count)]
+    servers = [await start(settings, log=None, **environment) for _ in range(count)]
     try:
         await asyncio.wait_for(asyncio.gather(*map(ready, servers)), 60)
         yield servers
