@@ -26,7 +26,6 @@ from ekoyka.inpatient.availability import (
     ReservationEnded,
     RoomSexMismatch,
 )
-from ekoyka.inpatient.queries import BedChange, publish_beds
 
 field = strawberry.field
 _VERSION = "The version that was read; a stale one is refused with the current row."
@@ -115,7 +114,7 @@ async def _archive(
 
 
 async def _delete(
-    run: Run, session: AsyncSession, table: type[Dispensary] | type[Room] | type[Bed], input: RecordInput
+    run: Run, session: AsyncSession, table: type[Dispensary] | type[Room], input: RecordInput
 ) -> Made:
     row = key(table.__name__, input.id, "id")
     await operations.delete(session, table, actor=run.known_actor, key=row, version=input.version)
@@ -233,13 +232,12 @@ class BedCreateInput:
     "bedCreate", returns="Bed", roles=ADMIN, refusals=(LabelTaken, Archived), description="A room gets a bed."
 )
 async def bed_create(run: Run, session: AsyncSession, input: BedCreateInput) -> int:
-    row = await operations.create_bed(
+    row = await availability.add_bed(
         session,
         actor=run.known_actor,
         room_id=key("Room", input.room_id, "roomId"),
         details=given(input, without={"room_id"}),
     )
-    await publish_beds(session, row.dispensary_id, (row.id, BedChange.CREATED))
     return row.id
 
 
@@ -292,7 +290,9 @@ async def bed_archive(run: Run, session: AsyncSession, input: RecordInput) -> in
     description="A bed that nothing refers to is deleted.",
 )
 async def bed_delete(run: Run, session: AsyncSession, input: RecordInput) -> Made:
-    return await _delete(run, session, Bed, input)
+    bed = key("Bed", input.id, "id")
+    await availability.delete_bed(session, actor=run.known_actor, bed_id=bed, version=input.version)
+    return {"type_name": "Bed", "key": bed}
 
 
 @strawberry.input(description="A bed's service state.")

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ekoyka.columns import Remark
 from ekoyka.database import constraint_name
 from ekoyka.errors import Conflict, Forbidden, Invalid, NotFound
-from ekoyka.facilities.operations import Archived, locked, update_bed, update_room
+from ekoyka.facilities.operations import Archived, create_bed, delete, locked, update_bed, update_room
 from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, ServiceState
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
@@ -413,6 +413,20 @@ async def archive(
     if beds:
         dispensary_id = row.id if isinstance(row, Dispensary) else row.dispensary_id
         await publish_beds(session, dispensary_id, *((bed, BedChange.ARCHIVED) for bed in sorted(beds)))
+
+
+async def add_bed(session: AsyncSession, *, actor: Actor, room_id: int, details: dict[str, Any]) -> Bed:
+    """The room has the bed, and the feed tells of it. Raises as `facilities.operations.create_bed` does."""
+    bed = await create_bed(session, actor=actor, room_id=room_id, details=details)
+    await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.CREATED))
+    return bed
+
+
+async def delete_bed(session: AsyncSession, *, actor: Actor, bed_id: int, version: int) -> None:
+    """The bed is gone, and the feed tells of it. Raises as `facilities.operations.delete` does."""
+    bed = await locked(session, Bed, bed_id, actor=actor, version=version)
+    await delete(session, Bed, actor=actor, key=bed_id, version=version)
+    await publish_beds(session, bed.dispensary_id, (bed_id, BedChange.DELETED))
 
 
 _MISMATCHED = text(

@@ -234,3 +234,19 @@ async def test_what_has_history_is_never_deleted(database: Database, make: Facto
         await run(database, operations.delete, Bed, actor=actor, key=bed.id, version=5)
 
     assert await database.fetch_value("SELECT count(*) FROM bed") == 1
+
+
+async def test_the_feed_tells_of_beds_that_come_and_go(database: Database, make: Factory) -> None:
+    place = await make.dispensary()
+    room, admin = await make.room(place), await make.actor(superadmin=True)
+
+    async with database.transaction() as session:
+        bed = await availability.add_bed(session, actor=admin, room_id=room.id, details={"label": "7"})
+    async with database.transaction() as session:
+        await availability.delete_bed(session, actor=admin, bed_id=bed.id, version=1)
+
+    events = await database.fetch(
+        "SELECT payload->>'change', payload->>'status' FROM feed_event ORDER BY cursor"
+    )
+    assert [tuple(row) for row in events] == [("CREATED", "FREE"), ("DELETED", None)]
+    assert await database.fetch_value("SELECT count(*) FROM bed") == 0
