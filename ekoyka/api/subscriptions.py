@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 _COLUMNS = {
     "kind": "text",
     "dispensary_id": "bigint",
-    "watched_bed_id": "bigint",
     "cursor": "bigint",
     "bed_id": "bigint",
     "change": "text",
@@ -85,7 +83,7 @@ def _after(value: str | None, topic: str) -> int | None:
         found, _, cursor = base64.b64decode(value, validate=True).decode("ascii").partition(" ")
         if found == topic and cursor.isdigit() and len(cursor) < 19:
             return int(cursor)
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # of base64 and of ASCII alike
         pass
     raise BadInput("`after` is the `cursor` of an event of this very feed.")
 
@@ -95,8 +93,7 @@ async def _follow(
 ) -> AsyncGenerator[dict[str, Any], None]:
     topic = beds_topic(dispensary_id)
     place = _after(after, topic)
-    watched = {"dispensary_id": dispensary_id, "watched_bed_id": bed_id}
-    snapshot = {**watched, "kind": FeedKind.SNAPSHOT.value, "bed_id": bed_id}
+    snapshot = {"kind": FeedKind.SNAPSHOT.value, "dispensary_id": dispensary_id, "bed_id": bed_id}
 
     async def read(values: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -117,8 +114,8 @@ async def _follow(
                         FEED_LAG.observe(max(0.0, lag_s(item)))
                         yield await read(
                             {
-                                **watched,
                                 "kind": FeedKind.CHANGE.value,
+                                "dispensary_id": dispensary_id,
                                 "cursor": item.cursor,
                                 "bed_id": item.payload["bed"],
                                 "change": item.payload["change"],

@@ -168,6 +168,8 @@ async def test_a_client_that_comes_back_misses_nothing_and_sees_nothing_twice(
             assert (await after.event("2"))["kind"] == "SNAPSHOT"
             await after.subscribe("3", FEED, id=gid("Dispensary", place), after="bm9uc2Vuc2U=")
             assert _codes(await after.next("3")) == ["BAD_USER_INPUT"]
+            await after.subscribe("4", FEED, id=gid("Dispensary", place), after="é")
+            assert _codes(await after.next("4")) == ["BAD_USER_INPUT"]
 
 
 async def test_commits_out_of_order_are_seen_in_the_order_of_their_cursors(
