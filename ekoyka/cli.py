@@ -24,7 +24,9 @@ from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.errors import Refusal
 from ekoyka.identity.credentials import PasswordHasher, SettingsIncomplete, load_keys
 from ekoyka.identity.operations import create_admin
-from ekoyka.imports import BadFile, FacilityColumns, Report, StayColumns, import_facilities, import_stays
+from ekoyka.imports.facilities import FacilityColumns, import_facilities
+from ekoyka.imports.files import BadFile, Report
+from ekoyka.imports.stays import StayColumns, import_stays
 from ekoyka.settings import LogFormat, Mode, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)

@@ -1,6 +1,7 @@
 """Running plans: whole queries from statements, root fields and payloads for Strawberry's own executor."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ class ActorGone(Exception):
     """The actor is no longer who the token says: blocked, or with other roles since."""
 
 
-class ReadContext:
+class ReadContext(ABC):
     """What GraphQL resolvers are given: the actor, the operation's plan, a way to run its statements."""
 
     def __init__(self, planner: Planner) -> None:
@@ -27,17 +28,17 @@ class ReadContext:
         # Whether the request names its operation; where it does not, Strawberry would take the first.
         self.names_operation = True
 
+    @abstractmethod
     def actor_shape(self) -> ActorShape:
         """What of the actor changes a plan."""
-        raise NotImplementedError
 
+    @abstractmethod
     def actor_values(self) -> Mapping[str, Any]:
         """What of the actor is bound when a statement runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def fetch_value(self, sql: str, *parameters: Any) -> str | None:
         """The statement's value, on a connection for reading."""
-        raise NotImplementedError
 
     def for_operation(self) -> Self:
         """A context of its own for each operation: a socket's operations share what they began with."""

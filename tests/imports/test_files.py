@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from ekoyka.database import Database
-from ekoyka.imports import BadFile, FacilityColumns, StayColumns, import_facilities, import_stays
+from ekoyka.imports.facilities import FacilityColumns, import_facilities
+from ekoyka.imports.files import BadFile
+from ekoyka.imports.stays import StayColumns, import_stays
 from tests.invariants import broken_invariants
 
 HEADER = "FACID,FACNAME,BED_CAPACITY_TYPE,BED_CAPACITY,COUNTY_NAME\n"
@@ -175,7 +177,7 @@ async def test_an_import_that_was_cut_off_goes_on_where_it_was(
         tmp_path / "stays",
         *(f"{number},1,{number}/1/10 8:00,{number}/9/10 8:00,HOME,0" for number in range(1, 10)),
     )
-    monkeypatch.setattr("ekoyka.imports.BATCH", 3)
+    monkeypatch.setattr("ekoyka.imports.stays.BATCH", 3)
 
     def pull_the_plug(done: int, of: int) -> None:
         if done > of // 2:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ekoyka.database import Database
-from ekoyka.imports import FacilityColumns, StayColumns, import_facilities, import_stays
+from ekoyka.imports.facilities import FacilityColumns, import_facilities
+from ekoyka.imports.stays import StayColumns, import_stays
 from tests.invariants import broken_invariants
 
 Span = tuple[datetime, datetime]

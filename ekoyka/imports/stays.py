@@ -1,39 +1,24 @@
-"""Reading CSV files: a register of facilities with their beds, and a hospital's admissions.
+"""A hospital's admissions, replayed in the order of time."""
 
-Owns the mapping of columns and formats. Rows go in through the same operations as the API's, so that every
-rule holds for them; what a rule refuses is reported with its line and code. Both imports can be repeated:
-what is there already is left as it is. A batch is one transaction, so nothing is ever half-written.
-"""
-
-import csv
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import insert, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.database import Database
 from ekoyka.errors import Refusal
-from ekoyka.facilities.operations import create_dispensary
-from ekoyka.facilities.tables import Bed, BedDetails, Room, RoomDetails
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.operations import register
+from ekoyka.imports.files import BadFile, Progress, Refused, Report, rows_of
 from ekoyka.inpatient.patients import register_patient
 from ekoyka.inpatient.queries import bed_options
 from ekoyka.inpatient.stays import check_in, check_out
 from ekoyka.inpatient.tables import Outcome, Sex
-from ekoyka.validation import validated
 
 BATCH = 50
-Progress = Callable[[int, int], None]
-
-
-class BadFile(Exception):
-    """A file that cannot be read as what it should be; the text says what is missing."""
 
 
 class NoBed(Refusal):
@@ -42,54 +27,6 @@ class NoBed(Refusal):
     code = "NO_BED"
     ru = "Ни в одном учреждении нет подходящей койки."
     en = "No facility has a bed that suits."
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A row that was not written, and why."""
-
-    file: str
-    line: int
-    code: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of the rows."""
-
-    read: int = 0
-    written: int = 0
-    unchanged: int = 0
-    refused: list[Refused] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [
-            f"прочитано · read {self.read}, записано · written {self.written}, "
-            f"без изменений · unchanged {self.unchanged}, отклонено · refused {len(self.refused)}"
-        ]
-        lines += [f"  {item.file}:{item.line}  {item.code}  {item.reason}" for item in self.refused]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FacilityColumns:
-    """Where a register of facilities says what; one row for each facility and type of bed.
-
-    Defaults are the Californian register of health facility beds.
-    """
-
-    key: str = "FACID"
-    name: str = "FACNAME"
-    bed_type: str = "BED_CAPACITY_TYPE"
-    beds: str = "BED_CAPACITY"
-    place: str = "COUNTY_NAME"
-    address: str = "{place}, California"
-    time_zone: str = "America/Los_Angeles"
-    source: str = "facilities"
-    beds_per_room: int = 4
-    delimiter: str = ","
-    encoding: str = "utf-8-sig"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,27 +57,6 @@ class StayColumns:
     encoding: str = "utf-8-sig"
 
 
-def _rows(
-    file: Path, columns: tuple[str, ...], delimiter: str, encoding: str
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows with the numbers of the lines they end on. Raises `BadFile`."""
-    try:
-        with file.open(encoding=encoding, newline="") as stream:
-            reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise BadFile(
-                    f"{file.name}: нет столбцов · no columns {', '.join(missing)}; "
-                    f"есть · there are {', '.join(reader.fieldnames or ()) or '—'}"
-                )
-            for row in reader:
-                yield reader.line_num, {key: (row[key] or "").strip() for key in columns}
-    except FileNotFoundError:
-        raise BadFile(f"{file}: нет такого файла · no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error, LookupError) as error:
-        raise BadFile(f"{file.name}: {error}") from error
-
-
 async def _importer(session: AsyncSession) -> Actor:
     """Who imports act as: an account that no password lets in, with the network's rights for this work."""
     found = await session.scalar(text("SELECT id FROM account WHERE email = 'import@ekoyka.invalid'"))
@@ -153,107 +69,6 @@ async def _importer(session: AsyncSession) -> Actor:
         )
         found = made.id
     return Actor(account_id=found, auth_version=1, superadmin=True)
-
-
-async def import_facilities(
-    database: Database, file: Path, columns: FacilityColumns, *, progress: Progress = lambda done, of: None
-) -> Report:
-    """Each facility of the register is a dispensary with its beds, in rooms of ``beds_per_room`` by type.
-
-    A second import adds the beds that are new and takes none away. Raises `BadFile`.
-    """
-    wanted = (columns.key, columns.name, columns.bed_type, columns.beds, columns.place)
-    report = Report()
-    facilities: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
-    for line, row in _rows(file, wanted, columns.delimiter, columns.encoding):
-        report.read += 1
-        if not row[columns.key]:
-            report.refused.append(Refused(file.name, line, "NO_KEY", f"нет ключа · no {columns.key}"))
-        elif not (row[columns.beds].isdecimal() and 0 < int(row[columns.beds]) <= 10_000):
-            report.refused.append(
-                Refused(file.name, line, "BAD_NUMBER", f"не число коек · no number of beds in {columns.beds}")
-            )
-        else:
-            facilities[row[columns.key]].append((line, row))
-    for done, (key, rows) in enumerate(facilities.items(), 1):
-        try:
-            async with database.transaction() as session:
-                added = await _facility(session, f"{columns.source}:{key}", rows, columns)
-            report.written += sum(added)
-            report.unchanged += len(added) - sum(added)
-        except Refusal as refusal:
-            report.refused += [
-                Refused(file.name, line, refusal.code, f"{'.'.join(refusal.path)}: {refusal.message('en')}")
-                for line, _ in rows
-            ]
-        progress(done, len(facilities))
-    return report
-
-
-async def _facility(
-    session: AsyncSession, source_key: str, rows: list[tuple[int, dict[str, str]]], columns: FacilityColumns
-) -> list[bool]:
-    """Whether each row added anything."""
-    first = rows[0][1]
-    dispensary = await session.scalar(
-        text("SELECT id FROM dispensary WHERE source_key = :key"), {"key": source_key}
-    )
-    is_new = dispensary is None
-    if dispensary is None:
-        made = await create_dispensary(
-            session,
-            details={
-                "name": first[columns.name],
-                "neutral_name": first[columns.name],
-                "address": columns.address.format(place=first[columns.place].title()),
-                "time_zone": columns.time_zone,
-            },
-            source_key=source_key,
-        )
-        dispensary = made.id
-    totals: dict[str, int] = defaultdict(int)
-    for _, row in rows:
-        totals[row[columns.bed_type]] += int(row[columns.beds])
-    added: dict[str, bool] = {}
-    for bed_type, total in totals.items():
-        details = validated(BedDetails, {"label": "1", "profile": bed_type})
-        there = await session.scalar(
-            text("SELECT count(*) FROM bed WHERE dispensary_id = :dispensary AND profile = :profile"),
-            {"dispensary": dispensary, "profile": details.profile},
-        )
-        added[bed_type] = is_new or total > (there or 0)
-        await _beds(session, dispensary, details.profile, there or 0, total, columns.beds_per_room)
-    return [added[row[columns.bed_type]] for _, row in rows]
-
-
-async def _beds(
-    session: AsyncSession, dispensary: int, profile: str, there: int, total: int, each: int
-) -> None:
-    """Beds number ``there`` + 1 to ``total`` of this type stand in their rooms."""
-    beds = []
-    for number in range(there, total):
-        name = validated(RoomDetails, {"number": f"{profile[:32]} {number // each + 1}"}).number
-        room = await session.scalar(
-            text("SELECT id FROM room WHERE dispensary_id = :dispensary AND number = :number"),
-            {"dispensary": dispensary, "number": name},
-        )
-        if room is None:
-            row = Room(dispensary_id=dispensary, number=name)
-            session.add(row)
-            await session.flush()
-            room = row.id
-        beds.append(
-            {
-                "dispensary_id": dispensary,
-                "room_id": room,
-                "label": str(number % each + 1),
-                "profile": profile,
-                "service_state": "IN_SERVICE",
-                "version": 1,
-            }
-        )
-    if beds:
-        await session.execute(insert(Bed), beds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +237,7 @@ def _admissions(folder: Path, columns: StayColumns, report: Report) -> list[_Adm
     options = (columns.delimiter, columns.encoding)
     patients = {
         row[columns.patient]: row
-        for _, row in _rows(
+        for _, row in rows_of(
             folder / "patients.csv", (columns.patient, columns.sex, columns.anchor_year), *options
         )
     }
@@ -436,7 +251,7 @@ def _admissions(folder: Path, columns: StayColumns, report: Report) -> list[_Adm
         columns.died,
     )
     found: dict[str, _Admission] = {}
-    for line, row in _rows(folder / "admissions.csv", wanted, *options):
+    for line, row in rows_of(folder / "admissions.csv", wanted, *options):
         report.read += 1
         key, patient = row[columns.admission], patients.get(row[columns.patient])
         try:
@@ -513,7 +328,7 @@ def _diagnoses(file: Path, columns: StayColumns) -> dict[str, str]:
         return {}
     wanted = (columns.admission, columns.diagnosis, columns.diagnosis_version, columns.diagnosis_order)
     first: dict[str, tuple[int, str]] = {}
-    for _, row in _rows(file, wanted, columns.delimiter, columns.encoding):
+    for _, row in rows_of(file, wanted, columns.delimiter, columns.encoding):
         code, order = row[columns.diagnosis], row[columns.diagnosis_order]
         if row[columns.diagnosis_version] == "10" and order.isdecimal() and 3 <= len(code) <= 7:
             dotted = f"{code[:3]}.{code[3:]}" if len(code) > 3 else code
