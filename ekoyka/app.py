@@ -42,8 +42,8 @@ from ekoyka.errors import Refusal
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
-from ekoyka.inpatient.availability import lapse_reservations
 from ekoyka.inpatient.queries import bed_status
+from ekoyka.inpatient.reservations import lapse_reservations
 from ekoyka.observability import RESERVATIONS_LAPSED, STATEMENTS, RequestLog, configure_logs, metrics_text
 from ekoyka.settings import Settings
 

@@ -24,8 +24,8 @@ from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, RoomSex,
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
 from ekoyka.identity.tables import Account, Role, RoleGrant
-from ekoyka.inpatient.availability import reserve_bed
 from ekoyka.inpatient.patients import link_account
+from ekoyka.inpatient.reservations import reserve_bed
 from ekoyka.inpatient.tables import BedAssignment, Outcome, Patient, Sex, Stay
 
 FIRST_QUERY = """\

@@ -16,16 +16,16 @@ from ekoyka.facilities import operations
 from ekoyka.facilities.operations import Archived, HasHistory, LabelTaken, NumberTaken
 from ekoyka.facilities.tables import Bed, Dispensary, Room
 from ekoyka.graph import declare as graph
-from ekoyka.inpatient import availability
+from ekoyka.inpatient import availability, reservations
 from ekoyka.inpatient.availability import (
     BedClosed,
     BedNotReady,
     BedOccupied,
     BedReserved,
     HasOpenStays,
-    ReservationEnded,
     RoomSexMismatch,
 )
+from ekoyka.inpatient.reservations import ReservationEnded
 
 field = strawberry.field
 _VERSION = "The version that was read; a stale one is refused with the current row."
@@ -366,7 +366,7 @@ class BedReserveInput:
     description="A bed is kept until an instant.",
 )
 async def bed_reserve(run: Run, session: AsyncSession, input: BedReserveInput) -> int:
-    row = await availability.reserve_bed(
+    row = await reservations.reserve_bed(
         session,
         actor=run.known_actor,
         bed_id=key("Bed", input.bed_id, "bedId"),
@@ -389,7 +389,7 @@ class ReservationReleaseInput:
     description="A reserved bed is given free.",
 )
 async def reservation_release(run: Run, session: AsyncSession, input: ReservationReleaseInput) -> int:
-    row = await availability.release_reservation(
+    row = await reservations.release_reservation(
         session, actor=run.known_actor, reservation_id=key("Reservation", input.id, "id")
     )
     return row.id

@@ -28,10 +28,10 @@ from ekoyka.inpatient.availability import (
     BedOccupied,
     BedReserved,
     HasOpenStays,
-    ReservationEnded,
     RoomSexMismatch,
 )
 from ekoyka.inpatient.patients import AccountLinked, RecordNumberTaken
+from ekoyka.inpatient.reservations import ReservationEnded
 from ekoyka.inpatient.stays import (
     CheckOutBeforeCheckIn,
     InFuture,

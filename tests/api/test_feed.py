@@ -11,7 +11,7 @@ from ekoyka.database import Database
 from ekoyka.identity import operations as identity
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import Tokens
-from ekoyka.inpatient import availability, stays
+from ekoyka.inpatient import reservations, stays
 from ekoyka.inpatient.queries import BedChange, publish_beds
 from ekoyka.settings import Settings
 from tests.client import gid
@@ -251,7 +251,7 @@ async def test_nothing_is_told_before_the_commit_or_of_what_was_rolled_back(
             await stays.check_in(session, actor=doctor, patient_id=patient.id, bed_id=bed.id)
             await session.rollback()
         async with database.transaction() as session:
-            await availability.reserve_bed(
+            await reservations.reserve_bed(
                 session,
                 actor=doctor,
                 bed_id=bed.id,

@@ -9,9 +9,9 @@ import pytest
 from ekoyka.api.context import Run
 from ekoyka.certificates.operations import annul, issue, reprint
 from ekoyka.identity.actors import Actor
-from ekoyka.inpatient.availability import reserve_bed
 from ekoyka.inpatient.corrections import correct
 from ekoyka.inpatient.patients import link_account
+from ekoyka.inpatient.reservations import reserve_bed
 from tests.client import Client, context, gid
 from tests.factories import Factory
 

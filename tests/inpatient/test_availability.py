@@ -11,16 +11,10 @@ from ekoyka.errors import Forbidden, Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.facilities import operations
 from ekoyka.facilities.operations import Archived
 from ekoyka.facilities.tables import Bed, Dispensary, Room, ServiceState
-from ekoyka.inpatient import availability, stays
-from ekoyka.inpatient.availability import (
-    BedClosed,
-    BedNotReady,
-    BedOccupied,
-    BedReserved,
-    HasOpenStays,
-    ReservationEnded,
-)
+from ekoyka.inpatient import availability, reservations, stays
+from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, HasOpenStays
 from ekoyka.inpatient.queries import bed_options
+from ekoyka.inpatient.reservations import ReservationEnded
 from ekoyka.inpatient.tables import Outcome, Reservation
 from tests.factories import Factory
 from tests.identity.transactions import answer, run, until_one_waits
@@ -74,7 +68,7 @@ async def test_closing_needs_a_reason_and_an_open_empty_bed_that_is_kept_for_nob
     free, taken, kept = [await make.bed(place) for _ in range(3)]
     await make.stay(await make.patient(place), taken)
     until = hours_on(1)
-    await run(database, availability.reserve_bed, actor=actor, bed_id=kept.id, until=until, patient_id=None)
+    await run(database, reservations.reserve_bed, actor=actor, bed_id=kept.id, until=until, patient_id=None)
 
     async def close(bed: Bed, reason: str | None = "ремонт") -> None:
         await run(
@@ -134,7 +128,7 @@ async def test_a_bed_is_reserved_for_a_patient_or_for_somebody_on_the_way(
 
     named = await run(
         database,
-        availability.reserve_bed,
+        reservations.reserve_bed,
         actor=doctor,
         bed_id=first.id,
         until=hours_on(2),
@@ -142,7 +136,7 @@ async def test_a_bed_is_reserved_for_a_patient_or_for_somebody_on_the_way(
     )
     unnamed = await run(
         database,
-        availability.reserve_bed,
+        reservations.reserve_bed,
         actor=dispatcher,
         bed_id=second.id,
         until=hours_on(2),
@@ -183,7 +177,7 @@ async def test_reserving_is_refused_by_name(database: Database, make: Factory) -
     for refusal, change in cases:
         usual = {"actor": doctor, "bed_id": free.id, "until": hours_on(1), "patient_id": None}
         with pytest.raises(refusal):
-            await run(database, availability.reserve_bed, **{**usual, **change})
+            await run(database, reservations.reserve_bed, **{**usual, **change})
 
     assert await database.fetch_value("SELECT count(*) FROM reservation") == 0
 
@@ -196,7 +190,7 @@ async def test_of_forty_reservations_of_one_bed_one_is_made(database: Database, 
     ends = await asyncio.gather(
         *(
             answer(
-                database, availability.reserve_bed, actor=actor, bed_id=bed.id, until=until, patient_id=None
+                database, reservations.reserve_bed, actor=actor, bed_id=bed.id, until=until, patient_id=None
             )
             for _ in range(40)
         )
@@ -212,21 +206,21 @@ async def test_a_reservation_is_released_once(database: Database, make: Factory)
     place, elsewhere = await make.dispensary(), await make.dispensary()
     bed, actor = await make.bed(place), await make.actor(dispatcher_of=(place,))
     kept = await run(
-        database, availability.reserve_bed, actor=actor, bed_id=bed.id, until=hours_on(1), patient_id=None
+        database, reservations.reserve_bed, actor=actor, bed_id=bed.id, until=hours_on(1), patient_id=None
     )
 
     with pytest.raises(NotFound):
         await run(
             database,
-            availability.release_reservation,
+            reservations.release_reservation,
             actor=await make.actor(doctor_of=(elsewhere,)),
             reservation_id=kept.id,
         )
-    released = await run(database, availability.release_reservation, actor=actor, reservation_id=kept.id)
+    released = await run(database, reservations.release_reservation, actor=actor, reservation_id=kept.id)
     with pytest.raises(ReservationEnded):
-        await run(database, availability.release_reservation, actor=actor, reservation_id=kept.id)
+        await run(database, reservations.release_reservation, actor=actor, reservation_id=kept.id)
     with pytest.raises(NotFound):
-        await run(database, availability.release_reservation, actor=actor, reservation_id=10**12)
+        await run(database, reservations.release_reservation, actor=actor, reservation_id=10**12)
 
     assert released.outcome == "RELEASED"
     assert (await feed_of(database, place))[-1] == (bed.id, "RESERVATION_RELEASED", "FREE")
@@ -256,7 +250,7 @@ async def test_reservations_lapse_once_though_several_processes_see_to_it(
     lasting = await make.bed(places[0])
     await make.keep(Reservation(bed_id=lasting.id, dispensary_id=lasting.dispensary_id, until=hours_on(1)))
 
-    counts = await asyncio.gather(*(run(database, availability.lapse_reservations) for _ in range(5)))
+    counts = await asyncio.gather(*(run(database, reservations.lapse_reservations) for _ in range(5)))
 
     assert sum(counts) == len(beds)
     told = [event for place in places for event in await feed_of(database, place)]
@@ -282,7 +276,7 @@ async def test_a_reservation_that_ran_out_unnoticed_stands_in_nobodys_way(
         bed_id=bed.id,
     )
     await run(
-        database, availability.reserve_bed, actor=actor, bed_id=other.id, until=hours_on(1), patient_id=None
+        database, reservations.reserve_bed, actor=actor, bed_id=other.id, until=hours_on(1), patient_id=None
     )
 
     assert [event[1:] for event in await feed_of(database, place)] == [
@@ -322,7 +316,7 @@ async def test_what_is_used_is_not_archived(
         await run(database, availability.archive, table, actor=actor, key=key, version=1)
     await run(database, stays.check_out, actor=actor, stay_id=stay.id, version=1, outcome=Outcome.DIED)
     await run(
-        database, availability.reserve_bed, actor=actor, bed_id=bed.id, until=hours_on(1), patient_id=None
+        database, reservations.reserve_bed, actor=actor, bed_id=bed.id, until=hours_on(1), patient_id=None
     )
     with pytest.raises(BedReserved) as reserved:
         await run(database, availability.archive, table, actor=actor, key=key, version=1)
@@ -454,7 +448,7 @@ async def test_a_refusal_suggests_no_more_than_three_beds_that_suit(
     with pytest.raises(BedOccupied) as refused:
         await run(
             database,
-            availability.reserve_bed,
+            reservations.reserve_bed,
             actor=await make.actor(doctor_of=(place,)),
             bed_id=taken.id,
             until=hours_on(1),

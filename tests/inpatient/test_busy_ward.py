@@ -15,7 +15,7 @@ from ekoyka.errors import Refusal
 from ekoyka.facilities import operations
 from ekoyka.facilities.tables import Bed, Dispensary, Room, ServiceState
 from ekoyka.identity.actors import Actor
-from ekoyka.inpatient import availability, corrections, patients, stays
+from ekoyka.inpatient import availability, corrections, patients, reservations, stays
 from ekoyka.inpatient.queries import bed_status
 from ekoyka.inpatient.tables import Outcome
 from tests.factories import Factory
@@ -92,14 +92,14 @@ class _Somebody:
             until = datetime.now(UTC) + timedelta(seconds=self.chance.choice([0.02, 3600]))
             return await answer(
                 self.database,
-                availability.reserve_bed,
+                reservations.reserve_bed,
                 actor=actor,
                 bed_id=bed["id"],
                 until=until,
                 patient_id=self.chance.choice([None, patient["id"]]),
             )
         if do < 0.86:
-            return await answer(self.database, availability.lapse_reservations)
+            return await answer(self.database, reservations.lapse_reservations)
         if do < 0.94:
             return await answer(
                 self.database,
@@ -154,7 +154,7 @@ async def test_every_invariant_holds_after_a_busy_time(database: Database, make:
 
     await asyncio.gather(*(somebody.work(60) for somebody in people))
     async with database.transaction() as session:
-        await availability.lapse_reservations(session)
+        await reservations.lapse_reservations(session)
 
     assert await broken_invariants(database) == []
     ends = {end for somebody in people for end in somebody.ends}

@@ -9,7 +9,7 @@ import pytest
 from ekoyka.database import Database
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.facilities.tables import Bed
-from ekoyka.inpatient import availability, corrections, stays
+from ekoyka.inpatient import corrections, reservations, stays
 from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, RoomSexMismatch
 from ekoyka.inpatient.stays import CheckOutBeforeCheckIn, PatientAlreadyAdmitted
 from ekoyka.inpatient.tables import Outcome, Stay
@@ -31,7 +31,7 @@ async def test_an_open_stay_is_not_corrected_into_a_bed_it_could_not_have_been_c
     taken, kept = await make.bed(place), await make.bed(place)
     await make.stay(await make.patient(place), taken, since=days_ago(1))
     until = datetime.now(UTC) + timedelta(hours=1)
-    await run(database, availability.reserve_bed, actor=actor, bed_id=kept.id, until=until, patient_id=None)
+    await run(database, reservations.reserve_bed, actor=actor, bed_id=kept.id, until=until, patient_id=None)
     cases: list[tuple[type[Refusal], Bed]] = [
         (BedOccupied, taken),
         (BedReserved, kept),

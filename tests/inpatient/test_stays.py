@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.database import Database, constraint_name
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
-from ekoyka.inpatient import availability, corrections, stays
+from ekoyka.inpatient import availability, corrections, reservations, stays
 from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, RoomSexMismatch
 from ekoyka.inpatient.stays import (
     CheckOutBeforeCheckIn,
@@ -154,7 +154,7 @@ async def test_check_in_refuses_a_bed_kept_for_somebody_else_and_fulfils_ones_ow
     expected, other = await make.patient(place), await make.patient(place)
     until = datetime.now(UTC) + timedelta(hours=2)
     kept = await run(
-        database, availability.reserve_bed, actor=actor, bed_id=bed.id, until=until, patient_id=expected.id
+        database, reservations.reserve_bed, actor=actor, bed_id=bed.id, until=until, patient_id=expected.id
     )
 
     with pytest.raises(BedReserved) as refused:
@@ -176,7 +176,7 @@ async def test_a_reservation_for_nobody_is_fulfilled_by_whoever_names_it(
     )
     kept = await run(
         database,
-        availability.reserve_bed,
+        reservations.reserve_bed,
         actor=actor,
         bed_id=bed.id,
         until=datetime.now(UTC) + timedelta(hours=2),
