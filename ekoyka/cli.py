@@ -244,8 +244,8 @@ def _imported(work: Callable[[Database, Callable[[int, int], None]], Awaitable[R
         raise typer.Exit(3)
 
 
-def _option(default: object, description: str) -> Any:
-    return typer.Option(help=f"{description} [{default}]", show_default=False)
+def _option(default: object, description: str, **more: Any) -> Any:
+    return typer.Option(help=f"{description} [{default}]", show_default=False, **more)
 
 
 _F, _S = FacilityColumns(), StayColumns()
@@ -261,7 +261,9 @@ def import_facilities_command(
     place: Annotated[str, _option(_F.place, "Column of the place.")] = _F.place,
     address: Annotated[str, _option(_F.address, "The address, made of {place}.")] = _F.address,
     time_zone: Annotated[str, _option(_F.time_zone, "IANA time zone of all of them.")] = _F.time_zone,
-    beds_per_room: Annotated[int, _option(_F.beds_per_room, "Beds in each room made.")] = _F.beds_per_room,
+    beds_per_room: Annotated[
+        int, _option(_F.beds_per_room, "Beds in each room made.", min=1, max=100)
+    ] = _F.beds_per_room,
     source: Annotated[str, _option(_F.source, "Name of the source; keeps its keys apart.")] = _F.source,
     delimiter: Annotated[str, _option(_F.delimiter, "Between fields.")] = _F.delimiter,
     encoding: Annotated[str, _option(_F.encoding, "Of the file.")] = _F.encoding,

@@ -1,5 +1,6 @@
 """A register of facilities: each becomes a dispensary with rooms and beds."""
 
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ekoyka.database import Database
 from ekoyka.errors import Refusal
 from ekoyka.facilities.operations import create_dispensary
 from ekoyka.facilities.tables import Bed, BedDetails, Room, RoomDetails
-from ekoyka.imports.files import Progress, Refused, Report, rows_of
+from ekoyka.imports.files import Progress, Refused, Report, is_key, rows_of
 from ekoyka.validation import validated
 
 
@@ -47,9 +48,13 @@ async def import_facilities(
     facilities: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
     for line, row in rows_of(file, wanted, columns.delimiter, columns.encoding):
         report.read += 1
-        if not row[columns.key]:
-            report.refused.append(Refused(file.name, line, "NO_KEY", f"нет ключа · no {columns.key}"))
-        elif not (row[columns.beds].isdecimal() and 0 < int(row[columns.beds]) <= 10_000):
+        beds = row[columns.beds]
+        if not is_key(row[columns.key]):
+            report.refused.append(
+                Refused(file.name, line, "NO_KEY", f"нет годного ключа · no usable {columns.key}")
+            )
+        # The length comes first: int() refuses thousands of digits by raising.
+        elif not (beds.isdecimal() and len(beds) <= 10 and 0 < int(beds) <= 10_000):
             report.refused.append(
                 Refused(file.name, line, "BAD_NUMBER", f"не число коек · no number of beds in {columns.beds}")
             )
@@ -85,7 +90,7 @@ async def _facility(
             details={
                 "name": first[columns.name],
                 "neutral_name": first[columns.name],
-                "address": columns.address.format(place=first[columns.place].title()),
+                "address": columns.address.replace("{place}", first[columns.place].title()),
                 "time_zone": columns.time_zone,
             },
             source_key=source_key,
@@ -109,28 +114,44 @@ async def _facility(
 async def _beds(
     session: AsyncSession, dispensary: int, profile: str, there: int, total: int, each: int
 ) -> None:
-    """Beds number ``there`` + 1 to ``total`` of this type stand in their rooms."""
-    beds = []
-    for number in range(there, total):
-        name = validated(RoomDetails, {"number": f"{profile[:32]} {number // each + 1}"}).number
-        room = await session.scalar(
-            text("SELECT id FROM room WHERE dispensary_id = :dispensary AND number = :number"),
-            {"dispensary": dispensary, "number": name},
-        )
-        if room is None:
-            row = Room(dispensary_id=dispensary, number=name)
-            session.add(row)
+    """``total`` beds of this type stand in their rooms; ``there`` of them do already.
+
+    Places that a bed has taken meanwhile are passed over.
+    """
+    if total <= there:
+        return
+    # A room's number has 40 characters; types that begin alike must not share rooms.
+    stem = profile if len(profile) <= 32 else f"{profile[:23]} {zlib.crc32(profile.encode()):08x}"
+    found = await session.execute(_ROOMS, {"dispensary": dispensary})
+    rooms = {row.number: (row.id, set(row.labels)) for row in found}
+    beds: list[dict[str, object]] = []
+    number = there
+    while len(beds) < total - there:
+        name = validated(RoomDetails, {"number": f"{stem} {number // each + 1}"}).number
+        label = str(number % each + 1)
+        number += 1
+        if name not in rooms:
+            room = Room(dispensary_id=dispensary, number=name)
+            session.add(room)
             await session.flush()
-            room = row.id
+            rooms[name] = (room.id, set())
+        if label in rooms[name][1]:
+            continue
         beds.append(
             {
                 "dispensary_id": dispensary,
-                "room_id": room,
-                "label": str(number % each + 1),
+                "room_id": rooms[name][0],
+                "label": label,
                 "profile": profile,
                 "service_state": "IN_SERVICE",
                 "version": 1,
             }
         )
-    if beds:
-        await session.execute(insert(Bed), beds)
+    await session.execute(insert(Bed), beds)
+
+
+_ROOMS = text(
+    "SELECT r.id, r.number, array_remove(array_agg(b.label), NULL) AS labels "
+    "FROM room r LEFT JOIN bed b ON b.room_id = r.id AND b.archived_at IS NULL "
+    "WHERE r.dispensary_id = :dispensary AND r.archived_at IS NULL GROUP BY r.id"
+)

@@ -57,5 +57,11 @@ def rows_of(
                 yield reader.line_num, {key: (row[key] or "").strip() for key in columns}
     except FileNotFoundError:
         raise BadFile(f"{file}: нет такого файла · no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error, LookupError) as error:
+    except (OSError, ValueError, TypeError, csv.Error, LookupError) as error:
+        # ValueError and TypeError are what the codecs and the reader say of bytes and delimiters they cannot use.
         raise BadFile(f"{file.name}: {error}") from error
+
+
+def is_key(value: str) -> bool:
+    """Whether a row can be found again by this key: there, printable, and no longer than an index takes."""
+    return 0 < len(value) <= 100 and value.isprintable()

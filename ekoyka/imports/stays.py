@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ekoyka.database import Database
 from ekoyka.errors import Refusal
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.operations import register
-from ekoyka.imports.files import BadFile, Progress, Refused, Report, rows_of
+from ekoyka.identity.tables import Account
+from ekoyka.imports.files import BadFile, Progress, Refused, Report, is_key, rows_of
 from ekoyka.inpatient.patients import register_patient
 from ekoyka.inpatient.queries import bed_options
 from ekoyka.inpatient.stays import check_in, check_out
@@ -59,14 +59,12 @@ class StayColumns:
 
 async def _importer(session: AsyncSession) -> Actor:
     """Who imports act as: an account that no password lets in, with the network's rights for this work."""
-    found = await session.scalar(text("SELECT id FROM account WHERE email = 'import@ekoyka.invalid'"))
+    # Not an address, so that nobody can have registered it.
+    found = await session.scalar(text("SELECT id FROM account WHERE email = 'import'"))
     if found is None:
-        made = await register(
-            session,
-            email="import@ekoyka.invalid",
-            password_hash="-",  # noqa: S106 -- no password has this hash
-            details={"name": "Импорт"},
-        )
+        made = Account(email="import", password_hash="-", name="Импорт")  # noqa: S106 -- no password has this hash
+        session.add(made)
+        await session.flush()
         found = made.id
     return Actor(account_id=found, auth_version=1, superadmin=True)
 
@@ -92,15 +90,19 @@ async def import_stays(
 
     Patients stand under a code name, since the files name nobody. Each admission goes to the facility that
     its key chooses, into the bed that suits best; where none does, into the next facility's. An admission
-    that overlaps the same patient's former one is refused by name. Raises `BadFile`.
+    that overlaps the same patient's former one is refused by name; so is one that a later import brings
+    from before a stay of that patient's, since a check-in holds from its instant on. Raises `BadFile`.
     """
     report = Report()
     admissions = _admissions(folder, columns, report)
-    # At one instant patients leave before others come.
+    # At one instant patients leave before others come, save those who came at that instant themselves.
     events = sorted(
-        [(item.admitted_at, 1, item.key, item) for item in admissions]
-        + [(item.discharged_at, 0, item.key, item) for item in admissions],
-        key=lambda event: event[:3],
+        [(item.admitted_at, 1, item.key, False, item) for item in admissions]
+        + [
+            (item.discharged_at, int(item.discharged_at == item.admitted_at), item.key, True, item)
+            for item in admissions
+        ],
+        key=lambda event: event[:4],
     )
     async with database.transaction() as session:
         actor = await _importer(session)
@@ -126,8 +128,8 @@ async def import_stays(
     for start in range(0, len(events), BATCH):
         async with database.transaction() as session:
             replay.begin()
-            for _, coming, _, admission in events[start : start + BATCH]:
-                await replay.step(session, admission, coming=bool(coming))
+            for *_, leaving, admission in events[start : start + BATCH]:
+                await replay.step(session, admission, coming=not leaving)
         replay.commit()
         progress(min(start + BATCH, len(events)), len(events))
     return report
@@ -178,7 +180,9 @@ class _Replay:
         order = self.places[first:] + self.places[:first]
         patient = await self._patient(session, admission, order[0])
         for place in order:
-            bed = await session.scalar(_BEST_BED, {"patient": patient, "dispensary": place})
+            bed = await session.scalar(
+                _BEST_BED, {"patient": patient, "dispensary": place, "at": admission.admitted_at}
+            )
             if bed is None:
                 continue
             stay = await check_in(
@@ -229,7 +233,8 @@ class _Replay:
 
 _BEST_BED = text(
     f"SELECT bed_id FROM {bed_options('CAST(:patient AS bigint)', 'CAST(:dispensary AS bigint)')} x "
-    "WHERE suits ORDER BY place LIMIT 1"
+    "WHERE suits AND NOT EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = x.bed_id AND a.ended_at > :at) "
+    "ORDER BY place LIMIT 1"
 )
 
 
@@ -255,9 +260,11 @@ def _admissions(folder: Path, columns: StayColumns, report: Report) -> list[_Adm
         report.read += 1
         key, patient = row[columns.admission], patients.get(row[columns.patient])
         try:
-            if not key or key in found:
-                raise _Unreadable("BAD_KEY", "нет ключа или он повторён · no key, or one used before")
-            if patient is None:
+            if not is_key(key) or key in found:
+                raise _Unreadable(
+                    "BAD_KEY", "нет годного ключа или он повторён · no usable key, or one used before"
+                )
+            if patient is None or not is_key(row[columns.patient]):
                 raise _Unreadable(
                     "NO_PATIENT", "пациента нет в patients.csv · the patient is not in patients.csv"
                 )
@@ -313,7 +320,7 @@ def _instant(value: str, anchor: str, columns: StayColumns) -> datetime:
 
 
 def _outcome(place: str, died: str) -> Outcome:
-    """How a stay ended, by where the patient went."""
+    """How a stay ended, by where the patient went; nothing said, or home, counts as discharged."""
     place = place.upper()
     if died == "1" or place == "DIED":
         return Outcome.DIED

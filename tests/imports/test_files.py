@@ -86,6 +86,61 @@ async def test_a_second_import_adds_what_is_new_and_takes_nothing_away(
     assert await database.fetch_value("SELECT count(*) FROM bed") == 7
 
 
+async def test_keys_and_numbers_that_no_column_takes_are_refused_by_line(
+    database: Database, tmp_path: Path
+) -> None:
+    register = write(
+        tmp_path / "beds.csv",
+        HEADER
+        + "1\x00,Clinic,REHAB,2,YOLO\n"
+        + f"{'1' * 10_000},Clinic,REHAB,2,YOLO\n"
+        + f"3,Clinic,REHAB,{'9' * 5000},YOLO\n"
+        + "4,Cli\x00nic,REHAB,2,YOLO\n"
+        + "5,Clinic,,2,YOLO\n"
+        + "6,Clinic,REHAB,2,YOLO\n",
+    )
+
+    report = await import_facilities(database, register, FacilityColumns())
+
+    assert [(item.line, item.code) for item in report.refused] == [
+        (2, "NO_KEY"),
+        (3, "NO_KEY"),
+        (4, "BAD_NUMBER"),
+        (5, "INVALID_INPUT"),
+        (6, "INVALID_INPUT"),
+    ]
+    assert report.written == await database.fetch_value("SELECT count(*) FROM dispensary") == 1
+
+
+async def test_types_that_begin_alike_get_rooms_of_their_own(database: Database, tmp_path: Path) -> None:
+    kind = "CHEMICAL DEPENDENCY RECOVERY, INPATIENT"
+    register = write(tmp_path / "beds.csv", HEADER + f'1,C,"{kind} A",2,YOLO\n1,C,"{kind} B",2,YOLO\n')
+
+    report = await import_facilities(database, register, FacilityColumns())
+
+    assert report.written == 2
+    rooms = await database.fetch("SELECT array_agg(DISTINCT profile) FROM bed GROUP BY room_id ORDER BY 1")
+    assert [row[0] for row in rooms] == [[f"{kind} A"], [f"{kind} B"]]
+
+
+async def test_a_place_that_somebody_gave_to_a_bed_is_passed_over(database: Database, tmp_path: Path) -> None:
+    register = write(tmp_path / "beds.csv", HEADER + "1,Clinic,REHAB,3,YOLO\n")
+    await import_facilities(database, register, FacilityColumns())
+    await database.fetch(
+        "INSERT INTO bed (dispensary_id, room_id, label, profile, service_state, version) "
+        "SELECT dispensary_id, id, '4', 'by hand', 'IN_SERVICE', 1 FROM room"
+    )
+
+    write(register, HEADER + "1,Clinic,REHAB,4,YOLO\n")
+    report = await import_facilities(database, register, FacilityColumns())
+
+    rows = await database.fetch(
+        "SELECT r.number, b.label, b.profile FROM bed b JOIN room r ON r.id = b.room_id ORDER BY b.id"
+    )
+    assert (report.written, report.refused) == (1, [])
+    assert [tuple(row) for row in rows[-2:]] == [("REHAB 1", "4", "by hand"), ("REHAB 2", "1", "REHAB")]
+
+
 async def test_other_columns_delimiters_and_encodings_are_options(database: Database, tmp_path: Path) -> None:
     register = write(tmp_path / "b.csv", "ключ;имя;тип;коек;где\n1;Клиника;общий;2;Тверь\n", "cp1251")
     columns = FacilityColumns(
@@ -121,6 +176,19 @@ async def test_a_file_that_is_something_else_is_named(
         await import_facilities(database, write(tmp_path / "beds.csv", content), FacilityColumns())
 
     assert await database.fetch_value("SELECT count(*) FROM dispensary") == 0
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [FacilityColumns(delimiter=";;"), FacilityColumns(encoding="utf-16"), FacilityColumns(encoding="?")],
+)
+async def test_a_delimiter_or_an_encoding_that_cannot_be_is_said_with_the_file(
+    database: Database, tmp_path: Path, columns: FacilityColumns
+) -> None:
+    register = write(tmp_path / "beds.csv", HEADER + "1,Clinic,REHAB,2,YOLO\n")
+
+    with pytest.raises(BadFile, match=r"beds\.csv"):
+        await import_facilities(database, register, columns)
 
 
 async def test_a_file_that_is_not_there_is_named(database: Database, tmp_path: Path) -> None:
@@ -166,6 +234,42 @@ async def test_admissions_are_replayed_and_overlaps_refused_by_name(
         ("admissions:3", "LEFT_AGAINST_ADVICE", None),
         ("admissions:10", "DIED", None),
     ]
+    assert await broken_invariants(database) == []
+
+
+@pytest.mark.usefixtures("facilities")
+async def test_an_admission_that_ends_when_it_begins_is_ended(database: Database, tmp_path: Path) -> None:
+    folder = admissions(
+        tmp_path / "stays",
+        "1,1,1/1/10 8:00,1/1/10 8:00,HOME,0",
+        "2,1,1/1/10 8:00,1/2/10 8:00,HOME,0",
+        "3\x00,2,1/1/10 8:00,1/2/10 8:00,HOME,0",
+    )
+
+    report = await import_stays(database, folder, StayColumns())
+
+    assert (report.written, [(item.line, item.code) for item in report.refused]) == (2, [(4, "BAD_KEY")])
+    assert await database.fetch_value("SELECT count(*) FROM stay WHERE checked_out_at IS NULL") == 0
+    assert await broken_invariants(database) == []
+
+
+@pytest.mark.usefixtures("facilities")
+async def test_a_row_that_was_mended_comes_in_later_into_a_bed_that_was_free_then(
+    database: Database, tmp_path: Path
+) -> None:
+    other = "2,2,1/2/10 8:00,1/9/10 8:00,HOME,0"
+    await import_stays(
+        database,
+        admissions(tmp_path / "stays", "1,1,31/1/10 8:00,1/3/10 8:00,HOME,0", other),
+        StayColumns(),
+    )
+
+    report = await import_stays(
+        database, admissions(tmp_path / "stays", "1,1,1/1/10 8:00,1/3/10 8:00,HOME,0", other), StayColumns()
+    )
+
+    assert (report.written, report.unchanged, report.refused) == (1, 1, [])
+    assert await database.fetch_value("SELECT count(DISTINCT bed_id) FROM bed_assignment") == 2
     assert await broken_invariants(database) == []
 
 
