@@ -61,7 +61,7 @@ clean: ## remove the environment, built assets and the demonstration's data
 
 .venv/runtime.stamp: .venv/python.stamp requirements.lock pyproject.toml
 	@echo '· зависимости · dependencies'
-	@[ -e .venv/tests.stamp ] || $(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
