@@ -38,14 +38,6 @@ _Result = TypeVar("_Result")
 GRACE_S = 20
 
 
-class _Stop(Exception):
-    """Ends the command with a sentence and an exit code."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @contextlib.contextmanager
 def _plainly() -> Iterator[None]:
     """What can go wrong is said in words."""
@@ -65,9 +57,6 @@ def _plainly() -> Iterator[None]:
             "[red]База данных недоступна: проверьте DATABASE_URL. The database cannot be reached: see DATABASE_URL.[/]"
         )
         raise typer.Exit(2) from None
-    except _Stop as stop:
-        err.print(f"[red]{escape(str(stop))}[/]")
-        raise typer.Exit(stop.code) from None
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ Email = Annotated[
 ]
 
 
-def _phone(value: str) -> str:
+def phone_number(value: str) -> str:
+    """The number in E.164 form. Raises ValueError."""
     try:
         number = phonenumbers.parse(value, None)
     except phonenumbers.NumberParseException as error:
@@ -45,7 +46,7 @@ def _phone(value: str) -> str:
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
-Phone = Annotated[str, StringConstraints(strip_whitespace=True, max_length=30), AfterValidator(_phone)]
+Phone = Annotated[str, StringConstraints(strip_whitespace=True, max_length=30), AfterValidator(phone_number)]
 
 
 def identity() -> Any:

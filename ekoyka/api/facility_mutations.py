@@ -8,7 +8,7 @@ from strawberry import UNSET
 
 from ekoyka.api.context import Run
 from ekoyka.api.enums import RoomSex, ServiceState
-from ekoyka.api.mutations import Made, given, key, mutation
+from ekoyka.api.mutations import KEY_TEXT, VERSION_TEXT, Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, CLINICAL, STAFF
 from ekoyka.api.scalars import ID, DateTime, Phone, TimeZone
 from ekoyka.errors import Forbidden
@@ -28,8 +28,6 @@ from ekoyka.inpatient.availability import (
 from ekoyka.inpatient.reservations import ReservationEnded
 
 field = strawberry.field
-_VERSION = "The version that was read; a stale one is refused with the current row."
-_KEY = "Makes a repeated request harmless: the same key with the same input gives the first result again."
 
 
 @graph.type_(
@@ -60,7 +58,7 @@ class DispensaryCreateInput:
     cleaning_after_check_out: bool = field(
         description="Whether a bed goes to cleaning when its patient leaves.", default=False
     )
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 @mutation(
@@ -73,7 +71,7 @@ async def dispensary_create(run: Run, session: AsyncSession, input: DispensaryCr
 @strawberry.input(description="Changes of a dispensary; what is not given stays.")
 class DispensaryUpdateInput:
     id: strawberry.ID = field(description="Which.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     name: str | None = field(description="Its name.", default=UNSET)
     neutral_name: str | None = field(description="Its neutral name.", default=UNSET)
     address: str | None = field(description="Its address.", default=UNSET)
@@ -102,7 +100,7 @@ async def dispensary_update(run: Run, session: AsyncSession, input: DispensaryUp
 @strawberry.input(description="Which record, as it was read.")
 class RecordInput:
     id: strawberry.ID = field(description="Which.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
 
 
 async def _archive(
@@ -150,7 +148,7 @@ class RoomCreateInput:
     floor: int | None = field(description="The floor, -10 to 200.", default=None)
     sex: RoomSex = field(description="Whom it takes.", default=RoomSex.ANY)
     isolation: bool = field(description="Whether it is for patients who must be apart.", default=False)
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 @mutation(
@@ -173,7 +171,7 @@ async def room_create(run: Run, session: AsyncSession, input: RoomCreateInput) -
 @strawberry.input(description="Changes of a room; what is not given stays.")
 class RoomUpdateInput:
     id: strawberry.ID = field(description="Which.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     number: str | None = field(description="Its number or name.", default=UNSET)
     floor: int | None = field(description="The floor.", default=UNSET)
     sex: RoomSex | None = field(description="Whom it takes.", default=UNSET)
@@ -225,7 +223,7 @@ class BedCreateInput:
     room_id: strawberry.ID = field(description="The room it stands in.")
     label: str = field(description="Its label, 1 to 40 characters, unique in the room.")
     profile: str = field(description="What it is for, 1 to 100 characters.", default="наркологическая")
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 @mutation(
@@ -244,7 +242,7 @@ async def bed_create(run: Run, session: AsyncSession, input: BedCreateInput) -> 
 @strawberry.input(description="Changes of a bed; what is not given stays.")
 class BedUpdateInput:
     id: strawberry.ID = field(description="Which.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     label: str | None = field(description="Its label.", default=UNSET)
     profile: str | None = field(description="What it is for.", default=UNSET)
     room_id: strawberry.ID | None = field(
@@ -355,7 +353,7 @@ class BedReserveInput:
     patient_id: strawberry.ID | None = field(
         description="For whom; null: for somebody on the way. Dispatchers name nobody.", default=None
     )
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 @mutation(

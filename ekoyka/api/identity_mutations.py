@@ -10,7 +10,7 @@ from strawberry import UNSET
 
 from ekoyka.api.context import Run, Services
 from ekoyka.api.enums import Role
-from ekoyka.api.mutations import Made, given, key, mutation
+from ekoyka.api.mutations import VERSION_TEXT, Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, ANYONE, SIGNED_IN
 from ekoyka.api.scalars import ID, DateTime
 from ekoyka.errors import Invalid
@@ -28,7 +28,6 @@ from ekoyka.identity.operations import (
 )
 
 field = strawberry.field
-_VERSION = "The version that was read; a stale one is refused with the current row."
 
 
 @graph.type_(
@@ -187,7 +186,7 @@ async def register(run: Run, input: RegisterInput) -> Made:
 
 @strawberry.input(description="Changes of one's own account; what is not given stays.")
 class AccountUpdateInput:
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     name: str | None = field(description="The person's name.", default=UNSET)
     position: str | None = field(description="Their position.", default=UNSET)
     language: str | None = field(description="ru or en.", default=UNSET)

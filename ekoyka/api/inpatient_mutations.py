@@ -9,7 +9,7 @@ from strawberry import UNSET
 
 from ekoyka.api.context import Run
 from ekoyka.api.enums import Outcome, Sex
-from ekoyka.api.mutations import given, key, mutation
+from ekoyka.api.mutations import KEY_TEXT, VERSION_TEXT, given, key, mutation
 from ekoyka.api.permissions import CLINICAL
 from ekoyka.api.scalars import Date, DateTime, Phone
 from ekoyka.certificates import operations as certificates
@@ -39,8 +39,6 @@ from ekoyka.inpatient.stays import (
 
 log = structlog.get_logger(__name__)
 field = strawberry.field
-_VERSION = "The version that was read; a stale one is refused with the current row."
-_KEY = "Makes a repeated request harmless: the same key with the same input gives the first result again."
 
 
 @strawberry.input(description="A new patient: a family and a given name, or a code name alone.")
@@ -59,7 +57,7 @@ class PatientRegisterInput:
     address: str | None = field(description="Address, 1 to 200 characters.", default=None)
     identity_document: str | None = field(description="Identity document, 1 to 200 characters.", default=None)
     needs_isolation: bool = field(description="Whether the patient must be apart from others.", default=False)
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 @mutation(
@@ -82,7 +80,7 @@ async def patient_register(run: Run, session: AsyncSession, input: PatientRegist
 @strawberry.input(description="Changes of a patient's record; what is not given stays.")
 class PatientUpdateInput:
     id: strawberry.ID = field(description="Who.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     record_number: str | None = field(description="Medical record number.", default=UNSET)
     sex: Sex | None = field(description="Administrative sex.", default=UNSET)
     family_name: str | None = field(description="Family name.", default=UNSET)
@@ -117,7 +115,7 @@ async def patient_update(run: Run, session: AsyncSession, input: PatientUpdateIn
 @strawberry.input(description="Archiving a patient's record, or bringing it back.")
 class PatientArchiveInput:
     id: strawberry.ID = field(description="Who.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     archived: bool = field(description="False brings it back.", default=True)
 
 
@@ -142,7 +140,7 @@ async def patient_archive(run: Run, session: AsyncSession, input: PatientArchive
 @strawberry.input(description="Which account sees the record as its own.")
 class PatientLinkAccountInput:
     id: strawberry.ID = field(description="Who.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     account_id: strawberry.ID | None = field(description="The account; null: none.", default=None)
 
 
@@ -184,7 +182,7 @@ class StayCheckInInput:
     reservation_id: strawberry.ID | None = field(
         description="A reservation made for somebody on the way, which this check-in fulfils.", default=None
     )
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 _INTO_BED = (
@@ -231,7 +229,7 @@ async def stay_check_in(run: Run, session: AsyncSession, input: StayCheckInInput
 @strawberry.input(description="A transfer into another bed of the same dispensary (перевод).")
 class StayTransferInput:
     id: strawberry.ID = field(description="Which stay.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     bed_id: strawberry.ID = field(description="Into which bed.")
     at: DateTime | None = field(description="When, if it was not now; never in the future.", default=None)
     reservation_id: strawberry.ID | None = field(
@@ -299,7 +297,7 @@ async def _issue(run: Run, session: AsyncSession, stay_id: int, request: Certifi
 @strawberry.input(description="A check-out (выписка).")
 class StayCheckOutInput:
     id: strawberry.ID = field(description="Which stay.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     outcome: Outcome = field(description="How it ended.")
     at: DateTime | None = field(
         description="When the patient left, if it was not now; never in the future.", default=None
@@ -333,7 +331,7 @@ async def stay_check_out(run: Run, session: AsyncSession, input: StayCheckOutInp
 @strawberry.input(description="Changes of a stay; what is not given stays.")
 class StayUpdateInput:
     id: strawberry.ID = field(description="Which stay.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     planned_check_out_on: Date | None = field(description="The day it is planned to end.", default=UNSET)
     diagnosis_code: str | None = field(description="ICD-10 code.", default=UNSET)
     board_alias: str | None = field(description="What a public board may show.", default=UNSET)
@@ -366,7 +364,7 @@ async def stay_update(run: Run, session: AsyncSession, input: StayUpdateInput) -
 @strawberry.input(description="What really happened; what is not given stays.")
 class StayCorrectInput:
     id: strawberry.ID = field(description="Which stay.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     reason: str = field(description="Why it is corrected, 1 to 1000 characters.")
     checked_in_at: DateTime | None = field(description="When it really began.", default=None)
     checked_out_at: DateTime | None = field(description="When it really ended.", default=None)
@@ -402,7 +400,7 @@ class CertificateIssueInput:
     request: CertificateRequest | None = field(
         description="What it is to say; null: the usual.", default=None
     )
-    idempotency_key: str | None = field(description=_KEY, default=None)
+    idempotency_key: str | None = field(description=KEY_TEXT, default=None)
 
 
 @mutation(
@@ -443,7 +441,7 @@ async def certificate_reprint(run: Run, session: AsyncSession, input: Certificat
 @strawberry.input(description="A certificate to annul.")
 class CertificateAnnulInput:
     id: strawberry.ID = field(description="Which.")
-    version: int = field(description=_VERSION)
+    version: int = field(description=VERSION_TEXT)
     reason: str = field(description="Why, 1 to 1000 characters.")
 
 

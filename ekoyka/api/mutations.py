@@ -29,6 +29,8 @@ from ekoyka.graph.ids import BadInput, decode_as
 from ekoyka.identity import idempotency
 from ekoyka.identity.queries import confirm
 
+VERSION_TEXT = "The version that was read; a stale one is refused with the current row."
+KEY_TEXT = "Makes a repeated request harmless: the same key with the same input gives the first result again."
 _ATTEMPTS = 3
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 _REFUSALS: dict[type[Refusal], str] = {}

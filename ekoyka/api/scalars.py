@@ -3,11 +3,11 @@
 from datetime import UTC, date, datetime
 from typing import Any, NewType
 
-import phonenumbers
 import strawberry
 from graphql import GraphQLError
 from strawberry.types.scalar import ScalarDefinition
 
+from ekoyka.columns import phone_number
 from ekoyka.graph import declare as graph
 
 ID = strawberry.ID
@@ -45,12 +45,9 @@ def _date(value: Any) -> date:
 
 def _phone(value: Any) -> str:
     try:
-        number = phonenumbers.parse(value if isinstance(value, str) else "", None)
-    except phonenumbers.NumberParseException:
-        raise _bad("A Phone is in E.164 form, such as +74950000000.") from None
-    if not phonenumbers.is_possible_number(number):
-        raise _bad("This number of digits is not possible in the phone's country.")
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+        return phone_number(value if isinstance(value, str) else "")
+    except ValueError:
+        raise _bad("A Phone is a possible number in E.164 form, such as +74950000000.") from None
 
 
 def _time_zone(value: Any) -> str:
