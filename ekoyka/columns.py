@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import phonenumbers
 from pydantic import AfterValidator, StringConstraints
-from sqlalchemy import BigInteger, Column, ForeignKey, Identity, text
+from sqlalchemy import BigInteger, Column, Computed, ForeignKey, Identity, Text, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlmodel import Field, SQLModel
 
@@ -72,6 +72,11 @@ def instant(*, nullable: bool = False, now: bool = False) -> Any:
             server_default=text("clock_timestamp()") if now else None,
         ),
     )
+
+
+def computed(sql: str) -> Any:
+    """A text that PostgreSQL keeps, made from the row's other columns: what rows are ordered by."""
+    return Field(default=None, sa_column=Column(Text, Computed(sql, persisted=True), nullable=False))
 
 
 def folded(sql: str) -> str:

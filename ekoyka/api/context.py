@@ -125,8 +125,8 @@ class Run(ReadContext):
             "pad_out": services.download_pads[1],
         }
 
-    async def fetch_value(self, sql: str, *parameters: Any) -> str | None:
-        value: str | None = await self.database.fetch_value(sql, *parameters)
+    async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
+        value: bytes | None = await self.database.fetch_value(sql, *parameters)
         return value
 
     async def payload(

@@ -18,6 +18,7 @@ from ekoyka.api.permissions import (
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
 from ekoyka.inpatient.queries import bed_options
+from ekoyka.inpatient.tables import ENDED_AT
 
 if TYPE_CHECKING:
     from ekoyka.api.certificates import Certificate
@@ -177,7 +178,7 @@ class Patient:
             type="DateTime | None",
             pg="timestamptz",
             description="Only stays that had not ended before this instant.",
-            sql=lambda row, value: f"({row}.checked_out_at > {value} OR {row}.checked_out_at IS NULL)",
+            sql=lambda row, value: f"{ENDED_AT.format(row=f'{row}.')} > {value}",
         ),
         "until": graph.Filter(
             type="DateTime | None",
@@ -197,7 +198,7 @@ class Patient:
             sql=lambda row: f"{row}.checked_in_at", pg="timestamptz", description="When it began."
         ),
         "checked_out_at": graph.Order(
-            sql=lambda row: f"coalesce({row}.checked_out_at, '9999-12-31T00:00:00Z')",
+            sql=lambda row: ENDED_AT.format(row=f"{row}."),
             pg="timestamptz",
             description="When it ended; open ones are the latest.",
         ),
@@ -228,8 +229,8 @@ class Stay:
         "What a public board may show in place of the name.", roles=CLINICAL
     )
     version: int = graph.column("Grows with every change; updates pass the one they read.")
-    patient: Patient = graph.one("patient_id", "Who stays.")
-    dispensary: Dispensary = graph.one("dispensary_id", "Where.")
+    patient: Patient = graph.one("patient_id", "Who stays.", same_scope=True)
+    dispensary: Dispensary = graph.one("dispensary_id", "Where.", same_scope=True)
     attending_doctor: Practitioner | None = graph.one("attending_doctor_id", "Who attends (лечащий врач).")
     current_bed: Bed | None = graph.one(
         lambda row, child, names: (
@@ -237,12 +238,14 @@ class Stay:
         ),
         "The bed the patient lies in now.",
         roles=CLINICAL,
+        same_scope=True,
     )
     assignments: list[BedAssignment] | None = graph.listing(
         lambda row, child, names: f"{child}.stay_id = {row}.id",
         "The beds, first to last.",
         order=lambda row, child: f"{child}.started_at, {child}.id",
         roles=CLINICAL,
+        same_scope=True,
     )
     certificates: list[Certificate] = graph.listing(
         lambda row, child, names: f"{child}.stay_id = {row}.id",
@@ -298,8 +301,8 @@ class BedAssignment:
 
     started_at: DateTime = graph.column("From when.")
     ended_at: DateTime | None = graph.column("Until when; null while it lasts.")
-    bed: Bed | None = graph.one("bed_id", "The bed.", roles=CLINICAL)
-    stay: Stay = graph.one("stay_id", "The stay.")
+    bed: Bed | None = graph.one("bed_id", "The bed.", roles=CLINICAL, same_scope=True)
+    stay: Stay = graph.one("stay_id", "The stay.", same_scope=True)
 
 
 @graph.type_(
@@ -337,7 +340,7 @@ class Reservation:
     until: DateTime = graph.column("When it lapses by itself.")
     ended_at: DateTime | None = graph.column("When it ended; null while nobody has ended it.")
     outcome: ReservationOutcome | None = graph.column("How it ended.")
-    bed: Bed = graph.one("bed_id", "The bed.")
+    bed: Bed = graph.one("bed_id", "The bed.", same_scope=True)
     patient: Patient | None = graph.one(
         "patient_id", "For whom; null: for somebody on the way.", roles=CLINICAL
     )

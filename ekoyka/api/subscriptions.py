@@ -65,7 +65,7 @@ class BedEvent:
     )
     counts: BedCounts = graph.embedded(
         lambda row, names: bed_counts(
-            f"b.dispensary_id = {row}.dispensary_id",
+            f"{row}.dispensary_id",
             f"(SELECT d.staffed_beds FROM dispensary d WHERE d.id = {row}.dispensary_id)",
         ),
         "The dispensary's beds by status, as they are now.",

@@ -9,7 +9,19 @@ from pydantic import AfterValidator
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from ekoyka.columns import Line, Name, Phone, Remark, Title, identity, instant, reference
+from ekoyka.columns import (
+    Line,
+    Name,
+    Phone,
+    Remark,
+    Title,
+    computed,
+    folded,
+    identity,
+    instant,
+    natural,
+    reference,
+)
 
 _TIME_ZONES = frozenset(available_timezones())
 
@@ -64,8 +76,10 @@ class Dispensary(DispensaryDetails, table=True):
         CheckConstraint("length(address) BETWEEN 1 AND 200", "address"),
         CheckConstraint("staffed_beds >= 0", "staffed_beds"),
         Index("uq_dispensary_source_key", "source_key", unique=True),
+        Index("ix_dispensary_name_key", "name_key", "id"),
     )
     id: int = identity()
+    name_key: str = computed(folded("name"))
     # The key of the register it was imported from; repeating the import finds it again.
     source_key: str | None = None
     archived_at: datetime | None = instant(nullable=True)
@@ -96,9 +110,10 @@ class Room(RoomDetails, table=True):
             unique=True,
             postgresql_where=text("archived_at IS NULL"),
         ),
-        Index("ix_room_dispensary_id", "dispensary_id"),
+        Index("ix_room_dispensary_id_number_key", "dispensary_id", "number_key", "id"),
     )
     id: int = identity()
+    number_key: str = computed(natural("number"))
     dispensary_id: int = reference("dispensary.id")
     sex: str = RoomSex.ANY  # type: ignore[assignment]  # stored as text, refused by CHECK
     archived_at: datetime | None = instant(nullable=True)
@@ -129,10 +144,18 @@ class Bed(BedDetails, table=True):
             name="fk_bed_room_id_dispensary_id",
         ),
         Index("uq_bed_label", "room_id", "label", unique=True, postgresql_where=text("archived_at IS NULL")),
-        Index("ix_bed_dispensary_id", "dispensary_id"),
-        Index("ix_bed_room_id", "room_id"),
+        # Holds all that the counts need.
+        Index(
+            "ix_bed_dispensary_id",
+            "dispensary_id",
+            "id",
+            "service_state",
+            postgresql_where=text("archived_at IS NULL"),
+        ),
+        Index("ix_bed_room_id_label_key", "room_id", "label_key", "id"),
     )
     id: int = identity()
+    label_key: str = computed(natural("label"))
     dispensary_id: int = reference("dispensary.id")
     room_id: int = Field(sa_type=BigInteger)
     service_state: str = ServiceState.IN_SERVICE

@@ -1,9 +1,10 @@
-"""From a validated selection to one SQL statement that returns the answer's JSON.
+"""From a validated selection to one SQL statement that returns the answer's JSON, as bytes.
 
-Every object is a `JSON_OBJECT` (PostgreSQL 16; unlike json_build_object it takes any number of fields), a
+Every object is a concatenation of texts: what is known beforehand is literal, each value stands between. A
 link to one row is a scalar subquery, a list an aggregate over one, a connection an aggregate over a page
-chosen by its keys. Names in the SQL come from declarations and from GraphQL names (letters, digits,
-underscores); every value is a bound parameter.
+chosen by its keys. PostgreSQL's own JSON functions look up each value's type again for each row, which costs
+more than the joins; `benchmarks/` keeps the figures. Names in the SQL come from declarations and from
+GraphQL names (letters, digits, underscores); every value is a bound parameter.
 
 Permissions are decided here: a field that none of the actor's roles may see raises `FieldForbidden`; where
 some of them may, the rows on which only the others look give null; a row outside the scope is not there.
@@ -17,17 +18,11 @@ from typing import Any
 from graphql import (
     FieldNode,
     FragmentDefinitionNode,
-    FragmentSpreadNode,
     GraphQLField,
-    GraphQLIncludeDirective,
     GraphQLObjectType,
     GraphQLSchema,
-    GraphQLSkipDirective,
-    InlineFragmentNode,
     SelectionSetNode,
     get_argument_values,
-    get_directive_values,
-    is_abstract_type,
 )
 from graphql.execution.values import VariableValues
 
@@ -43,12 +38,11 @@ from ekoyka.graph.model import (
     camel,
 )
 from ekoyka.graph.pages import choose_page, every
+from ekoyka.graph.selections import Selections, Selector, sets_of
+from ekoyka.graph.text import list_text, name_text, object_text, quoted, value_text
 from ekoyka.graph.values import at_path, ready
 
 _PLACEHOLDER = re.compile(r"\$(\d+)")
-
-Selections = dict[str, list[FieldNode]]
-"""The fields of one object by response key, in the document's order."""
 
 
 class FieldForbidden(Exception):
@@ -95,7 +89,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class Statement:
-    """One SQL statement and how its parameters are made; its single value is JSON as text.
+    """One SQL statement and how its parameters are made; its first value is JSON in UTF-8.
 
     SQL NULL, as opposed to the JSON ``null``, says that the actor is no longer who the token says.
     """
@@ -156,8 +150,8 @@ class Compiler:
     ) -> None:
         self.marked = marked
         self.schema = schema
-        self.fragments = fragments
         self.variables = variables
+        self.select = Selector(schema, fragments, variables)
         self.actor = actor
         self._binders: list[Binder] = []
         self._known: dict[object, str] = {}
@@ -165,11 +159,11 @@ class Compiler:
         self._aliases = 0
 
     def statement(self, expression: str, *, guarded: bool) -> Statement:
-        """The finished statement around a JSON expression."""
+        """The finished statement around the text of JSON."""
+        sql = f"convert_to({expression}, 'UTF8')"
         if guarded and self.actor.guard is not None:
-            sql = f"SELECT CASE WHEN {self.actor.guard(self.actor_value)} THEN ({expression})::text END"
-        else:
-            sql = f"SELECT ({expression})::text"
+            sql = f"CASE WHEN {self.actor.guard(self.actor_value)} THEN {sql} END"
+        sql = f"SELECT {sql}"
         # PostgreSQL refuses parameters that the text does not use; their values are still checked.
         used = sorted({int(number) for number in _PLACEHOLDER.findall(sql)})
         places = {number: place for place, number in enumerate(used, 1)}
@@ -199,70 +193,6 @@ class Compiler:
         return self.parameter(
             (at, arg.pg), arg.pg, lambda run: ready(arg, at_path(run.arguments[site], path))
         )
-
-    # Selections
-
-    def collect(self, type_name: str, sets: Sequence[SelectionSetNode]) -> Selections:
-        """The fields selected on an object of this type, fragments and directives resolved."""
-        fields: Selections = {}
-        for selection_set in sets:
-            self._collect(type_name, selection_set, fields, set())
-        return fields
-
-    def _collect(
-        self, type_name: str, selection_set: SelectionSetNode, fields: Selections, seen: set[str]
-    ) -> None:
-        for node in selection_set.selections:
-            if not self._included(node):
-                continue
-            if isinstance(node, FieldNode):
-                fields.setdefault(node.alias.value if node.alias else node.name.value, []).append(node)
-            elif isinstance(node, InlineFragmentNode):
-                if self._applies(node.type_condition.name.value if node.type_condition else None, type_name):
-                    self._collect(type_name, node.selection_set, fields, seen)
-            elif isinstance(node, FragmentSpreadNode) and node.name.value not in seen:
-                seen.add(node.name.value)
-                fragment = self.fragments[node.name.value]
-                if self._applies(fragment.type_condition.name.value, type_name):
-                    self._collect(type_name, fragment.selection_set, fields, seen)
-
-    def _included(self, node: Any) -> bool:
-        if not node.directives:
-            return True
-        skip = get_directive_values(GraphQLSkipDirective, node, self.variables)
-        include = get_directive_values(GraphQLIncludeDirective, node, self.variables)
-        return not (skip and skip["if"]) and (include is None or bool(include["if"]))
-
-    def _applies(self, condition: str | None, type_name: str) -> bool:
-        if condition is None or condition == type_name:
-            return True
-        wider, narrower = self.schema.type_map[condition], self.schema.type_map[type_name]
-        return (
-            is_abstract_type(wider)
-            and isinstance(narrower, GraphQLObjectType)
-            and self.schema.is_sub_type(wider, narrower)
-        )
-
-    def names_type(self, type_name: str, sets: Sequence[SelectionSetNode]) -> bool:
-        """Whether a fragment asks for this very type, as opposed to an interface of its."""
-        pending, seen = list(sets), set[str]()
-        while pending:
-            for node in pending.pop().selections:
-                if isinstance(node, InlineFragmentNode) and self._included(node):
-                    if node.type_condition is not None and node.type_condition.name.value == type_name:
-                        return True
-                    pending.append(node.selection_set)
-                elif (
-                    isinstance(node, FragmentSpreadNode)
-                    and node.name.value not in seen
-                    and self._included(node)
-                ):
-                    seen.add(node.name.value)
-                    fragment = self.fragments[node.name.value]
-                    if fragment.type_condition.name.value == type_name:
-                        return True
-                    pending.append(fragment.selection_set)
-        return False
 
     # Objects
 
@@ -302,23 +232,22 @@ class Compiler:
         """The JSON of one row."""
         graphql_type = self.schema.type_map[decl.name]
         assert isinstance(graphql_type, GraphQLObjectType)
-        parts = [f"'': '{decl.name}'::text"] if marked else []
+        parts = [("", name_text(decl.name))] if marked else []
         if decl.marker is not None:
-            parts.append(f"'#': {decl.marker(row, _Names(self))}")
-        for response_key, nodes in self.collect(decl.name, sets).items():
+            parts.append(("#", f"({decl.marker(row, _Names(self))})::text"))
+        for response_key, nodes in self.select.collect(decl.name, sets).items():
             name = nodes[0].name.value
             if name == "__typename":
-                parts.append(f"'{response_key}': '{decl.name}'::text")
+                parts.append((response_key, name_text(decl.name)))
                 continue
             field_decl = decl.fields[name]
             at = (*path, response_key)
             allowed = self._allowed(decl, field_decl, row, at, nodes[0])
             value = self.field(field_decl, graphql_type.fields[name], row, nodes, at)
-            parts.append(
-                f"'{response_key}': "
-                + (value if allowed == "true" else f"CASE WHEN {allowed} THEN {value} END")
-            )
-        return f"JSON_OBJECT({', '.join(parts)} RETURNING json)"
+            if allowed != "true":
+                value = f"CASE WHEN {allowed} THEN {value} ELSE 'null' END"
+            parts.append((response_key, value))
+        return object_text(parts)
 
     def _allowed(
         self, decl: TypeDecl, item: FieldDecl, row: str, path: tuple[str, ...], node: FieldNode
@@ -339,10 +268,10 @@ class Compiler:
         nodes: list[FieldNode],
         path: tuple[str, ...],
     ) -> str:
-        """The JSON, or a value that becomes JSON, of one field."""
+        """The text of one field's JSON; never SQL's NULL."""
         if isinstance(decl, ValueDecl):
-            return decl.sql(row, _Names(self))
-        sets = [node.selection_set for node in nodes if node.selection_set]
+            return value_text(decl.sql(row, _Names(self)), definition)
+        sets = sets_of(nodes)
         site = None
         if definition.args:
             site = len(self._sites)
@@ -356,20 +285,19 @@ class Compiler:
             raise FieldForbidden(path, nodes[0])
         child = self._alias()
         source = decl.source(row, names) if decl.source else target.source
-        condition = every(decl.on(row, child, names), self.scope(target, child))
+        condition = decl.on(row, child, names)
+        if not decl.same_scope:
+            condition = every(condition, self.scope(target, child))
         if decl.shape is Shape.ONE:
-            return (
-                f"(SELECT {self.object(target, child, sets, path)} FROM {source} {child} WHERE {condition})"
-            )
+            body = self.object(target, child, sets, path)
+            return f"coalesce((SELECT {body} FROM {source} {child} WHERE {condition}), 'null')"
         if decl.shape is Shape.LIST:
             assert decl.order is not None
-            return (
-                f"(SELECT COALESCE(json_agg({self.object(target, child, sets, path)} "
-                f"ORDER BY {decl.order(row, child)}), '[]') FROM {source} {child} WHERE {condition})"
-            )
+            body = list_text(self.object(target, child, sets, path), decl.order(row, child))
+            return f"(SELECT {body} FROM {source} {child} WHERE {condition})"
         assert site is not None
         return self._connection(
-            target, str(source), child, condition, Site(definition, nodes[0]), site, sets, path
+            target, decl, str(source), child, condition, Site(definition, nodes[0]), site, sets, path
         )
 
     def _abstract(
@@ -384,7 +312,7 @@ class Compiler:
         kind, number = ("ref.kind", "ref.key") if decl.many else (type_name, key)
         cases = []
         for target in TYPES.values():
-            if not target.node or not (self.visible(target) or self.names_type(target.name, sets)):
+            if not target.node or not (self.visible(target) or self.select.names_type(target.name, sets)):
                 continue
             if not self.visible(target):
                 node = next(
@@ -397,11 +325,11 @@ class Compiler:
             cases.append(
                 f"WHEN '{target.name}' THEN (SELECT {body} FROM {target.source} {child} WHERE {condition})"
             )
-        chosen = f"CASE {kind} {' '.join(cases)} END" if cases else "NULL::json"
+        chosen = f"coalesce(CASE {kind} {' '.join(cases)} END, 'null')" if cases else "'null'"
         if not decl.many:
             return chosen
         return (
-            f"(SELECT COALESCE(json_agg({chosen} ORDER BY ref.place), '[]') "
+            f"(SELECT {list_text(chosen, 'ref.place')} "
             f"FROM unnest({type_name}, {key}) WITH ORDINALITY ref (kind, key, place))"
         )
 
@@ -410,6 +338,7 @@ class Compiler:
     def _connection(
         self,
         decl: TypeDecl,
+        link: LinkDecl,
         source: str,
         row: str,
         condition: str,
@@ -418,57 +347,63 @@ class Compiler:
         sets: Sequence[SelectionSetNode],
         path: tuple[str, ...],
     ) -> str:
-        given = get_argument_values(at.definition, at.node, self.variables)
-        page = choose_page(self, decl, row, condition, site, given)
+        page = choose_page(self, decl, link.default_order or decl.default_order, row, condition, site, at)
+        fields = self.select.collect(f"{decl.name}Connection", sets)
+        asked = {nodes[0].name.value for nodes in fields.values()}
+        # Rows are numbered, and one more than the page holds is looked for, only where it is asked what lies around.
+        numbered = page.backwards or "pageInfo" in asked
         on_page = f"{row}._n <= {page.size}"
+        whole = "pageInfo" not in asked
 
         def sub(
-            node_sets: Sequence[SelectionSetNode],
+            selected: Selections,
             type_name: str,
             render: Callable[[str, list[FieldNode], tuple[str, ...]], str],
             here: tuple[str, ...],
         ) -> str:
-            parts = [
-                f"'{key}': "
-                + (
-                    f"'{type_name}'::text"
+            return object_text(
+                (
+                    key,
+                    name_text(type_name)
                     if nodes[0].name.value == "__typename"
-                    else render(nodes[0].name.value, nodes, (*here, key))
+                    else render(nodes[0].name.value, nodes, (*here, key)),
                 )
-                for key, nodes in self.collect(type_name, node_sets).items()
-            ]
-            return f"JSON_OBJECT({', '.join(parts)} RETURNING json)"
+                for key, nodes in selected.items()
+            )
 
         def edges(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
-            return page.cursor if name == "cursor" else self.object(decl, row, _sets(nodes), here)
+            if name == "cursor":
+                return quoted(page.cursor)
+            return self.object(decl, row, sets_of(nodes), here)
 
         def info(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
             if name in ("hasNextPage", "hasPreviousPage"):
                 ahead = (name == "hasNextPage") != page.backwards
-                return f"count(*) > {page.size}" if ahead else ("true" if page.resumed else "false")
-            way = "ASC" if (name == "startCursor") != page.backwards else "DESC"
-            return f"(array_agg({page.cursor} ORDER BY {row}._n {way}) FILTER (WHERE {on_page}))[1]"
+                return (
+                    f"(count(*) > {page.size})::text" if ahead else ("'true'" if page.resumed else "'false'")
+                )
+            number = "1" if (name == "startCursor") != page.backwards else f"least({row}._all, {page.size})"
+            return quoted(f"max({page.cursor}) FILTER (WHERE {row}._n = {number})")
 
         def parts(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
             if name == "edges":
-                body = sub(_sets(nodes), f"{decl.name}Edge", edges, here)
-                way = "DESC" if page.backwards else "ASC"
-                return f"COALESCE(json_agg({body} ORDER BY {row}._n {way}) FILTER (WHERE {on_page}), '[]')"
+                selected = self.select.collect(f"{decl.name}Edge", sets_of(nodes))
+                order = f"{row}._n {'DESC' if page.backwards else 'ASC'}" if numbered else None
+                return list_text(
+                    sub(selected, f"{decl.name}Edge", edges, here), order, None if whole else on_page
+                )
             if name == "pageInfo":
-                return sub(_sets(nodes), "PageInfo", info, here)
-            return f"(SELECT count(*) FROM {source} {row} WHERE {page.every})"
+                return sub(self.select.collect("PageInfo", sets_of(nodes)), "PageInfo", info, here)
+            return f"(SELECT count(*) FROM {source} {row} WHERE {page.every})::text"
 
-        body = sub(sets, f"{decl.name}Connection", parts, path)
-        asked = {nodes[0].name.value for nodes in self.collect(f"{decl.name}Connection", sets).values()}
+        body = sub(fields, f"{decl.name}Connection", parts, path)
         if asked.isdisjoint({"edges", "pageInfo"}):
             return f"(SELECT {body})"
-        # HAVING makes it one group, also where no aggregate is asked for.
-        return (
-            f"(SELECT {body} FROM (SELECT {row}.*, row_number() OVER (ORDER BY {page.order}) AS _n "
-            f"FROM {source} {row} WHERE {page.condition} ORDER BY {page.order} LIMIT {page.size} + 1) {row} "
-            "HAVING true)"
+        rows = (
+            f"SELECT {row}.* FROM {source} {row} WHERE {page.condition} ORDER BY {page.order} "
+            f"LIMIT {page.size}{'' if whole else ' + 1'}"
         )
-
-
-def _sets(nodes: list[FieldNode]) -> list[SelectionSetNode]:
-    return [node.selection_set for node in nodes if node.selection_set]
+        if numbered:
+            rows = f"SELECT {row}.*, row_number() OVER () AS _n, count(*) OVER () AS _all FROM ({rows}) {row}"
+        # HAVING makes it one group, also where no aggregate is asked for.
+        return f"(SELECT {body} FROM ({rows}) {row} HAVING true)"

@@ -107,6 +107,7 @@ def one(
     target: str | None = None,
     roles: Iterable[str] | None = None,
     source: RowSql | None = None,
+    same_scope: bool = False,
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
     """A field that is one row: by this row's foreign key, or by a condition."""
@@ -120,6 +121,7 @@ def one(
         shape=Shape.ONE,
         on=condition,
         source=source,
+        same_scope=same_scope,
         args=args or {},
     )
 
@@ -134,9 +136,14 @@ def many(
     description: str,
     *,
     roles: Iterable[str] | None = None,
+    default_order: tuple[tuple[str, str], ...] = (),
+    same_scope: bool = False,
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
-    """A connection: by the other rows' foreign key to this one, or by a condition."""
+    """A connection: by the other rows' foreign key to this one, or by a condition.
+
+    ``default_order`` is the type's own unless one is given.
+    """
     condition: LinkSql = (
         (lambda parent, child, names: f"{child}.{on} = {parent}.id") if isinstance(on, str) else on
     )
@@ -146,6 +153,8 @@ def many(
         target="",
         shape=Shape.CONNECTION,
         on=condition,
+        default_order=default_order,
+        same_scope=same_scope,
         args=args or {},
     )
 
@@ -157,6 +166,7 @@ def listing(
     order: Callable[[str, str], str],
     source: RowSql | None = None,
     roles: Iterable[str] | None = None,
+    same_scope: bool = False,
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
     """A plain list, short by nature; ``order(parent, child)`` is its ORDER BY."""
@@ -168,6 +178,7 @@ def listing(
         on=on,
         order=order,
         source=source,
+        same_scope=same_scope,
         args=args or {},
     )
 

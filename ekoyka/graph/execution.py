@@ -37,7 +37,7 @@ class ReadContext(ABC):
         """What of the actor is bound when a statement runs."""
 
     @abstractmethod
-    async def fetch_value(self, sql: str, *parameters: Any) -> str | None:
+    async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
         """The statement's value, on a connection for reading."""
 
     def for_operation(self) -> Self:
@@ -54,7 +54,7 @@ class ReadContext(ABC):
                 except BadInput as error:
                     raise PlanError([bad_input(error, None, [key])]) from error
 
-    async def read(self, response_key: str) -> str:
+    async def read(self, response_key: str) -> bytes:
         """The JSON of a query's root field. Raises `ActorGone`."""
         assert self.plan is not None
         root = self.plan.roots[response_key]
@@ -68,14 +68,17 @@ class ReadContext(ABC):
         """The rows of a query's root field, for the executor to pick from."""
         return orjson.loads(await self.read(response_key))
 
-    async def answer(self, plan: OperationPlan) -> ExecutionResult:
-        """The whole query's answer; its data are the bytes that PostgreSQL made."""
+    async def answer(self, plan: OperationPlan) -> bytes:
+        """The whole query's data, put together from the bytes that PostgreSQL made."""
         parts = [
-            f'"{key}":' + (f'"{plan.typenames[key]}"' if key in plan.typenames else await self.read(key))
+            b'"%b":%b'
+            % (
+                key.encode(),
+                f'"{plan.typenames[key]}"'.encode() if key in plan.typenames else await self.read(key),
+            )
             for key in plan.order
         ]
-        data: Any = orjson.Fragment("{" + ",".join(parts) + "}")
-        return ExecutionResult(data=data, errors=None)
+        return b"{%b}" % b",".join(parts)
 
 
 class PlannedExecution(SchemaExtension):
@@ -103,7 +106,8 @@ class PlannedExecution(SchemaExtension):
             )
             context.bind(plan)
             if plan.compiled:
-                execution.result = await context.answer(plan)
+                data: Any = orjson.Fragment(await context.answer(plan))
+                execution.result = ExecutionResult(data=data, errors=None)
         except PlanError as error:
             if execution.operation_type.name == OperationType.SUBSCRIPTION.name:
                 raise error.errors[0] from error

@@ -101,13 +101,19 @@ class ValueDecl(FieldDecl):
 
 @dataclass(kw_only=True)
 class LinkDecl(FieldDecl):
-    """A way to rows of another type."""
+    """A way to rows of another type.
+
+    ``same_scope``: whoever may see the one row, by the field's roles, may see the others. A foreign key sees
+    to it, so the scope is not asked again; a test asks it.
+    """
 
     target: str
     shape: Shape
     on: LinkSql
     source: RowSql | None = None
     order: Callable[[str, str], str] | None = None
+    default_order: tuple[tuple[str, str], ...] = ()
+    same_scope: bool = False
     args: Mapping[str, Arg] = field(default_factory=dict)
 
 

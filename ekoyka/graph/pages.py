@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from graphql import FieldNode, VariableNode, get_argument_values
 
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.model import Arg, TypeDecl, camel
 from ekoyka.graph.values import writable
 
 if TYPE_CHECKING:
-    from ekoyka.graph.compile import Binding, Compiler
+    from ekoyka.graph.compile import Binding, Compiler, Site
 
 LARGEST_PAGE = 100
 USUAL_PAGE = 20
@@ -52,9 +53,16 @@ class _Key:
 
 
 def choose_page(
-    compiler: Compiler, decl: TypeDecl, row: str, condition: str, site: int, given: Mapping[str, Any]
+    compiler: Compiler,
+    decl: TypeDecl,
+    default_order: tuple[tuple[str, str], ...],
+    row: str,
+    condition: str,
+    site: int,
+    at: Site,
 ) -> Page:
     """The page that the arguments ask for, among the rows of a condition. Raises `BadInput`."""
+    given = get_argument_values(at.definition, at.node, compiler.variables)
     asked = {name: value for name, value in given.items() if value is not None}
     if ("last" in asked and ("first" in asked or "after" in asked)) or (
         "first" in asked and "before" in asked
@@ -64,11 +72,22 @@ def choose_page(
     where = asked.get("where", {})
     for name, item in decl.where.items():
         if where.get(camel(name)) is not None:
-            value = compiler.argument((site, ("where", camel(name))), item)
+            if item.pg == "boolean":
+                # A plan depends on these values anyway; as constants they let partial indexes be used.
+                value = str(where[camel(name)]).lower()
+            else:
+                value = compiler.argument((site, ("where", camel(name))), item)
             condition = every(condition, item.sql(row, value))
         elif item.absent is not None:
             condition = every(condition, item.absent(row))
-    keys = _keys(decl, asked.get("orderBy") or [], row)
+    limit = "last" if backwards else "first"
+    # A number that stands in the document is one for the planner too; a variable is a parameter.
+    size = (
+        compiler.argument((site, (limit,)), _PAGE_SIZE)
+        if _is_variable(at.node, limit)
+        else str(_page_size(asked.get(limit)))
+    )
+    keys = _keys(decl, asked.get("orderBy") or [], default_order, row)
     signature = ",".join(f"{key.name}{'-' if key.descending else ''}" for key in keys)
     edge = "before" if backwards else "after"
     paged = condition
@@ -86,7 +105,7 @@ def choose_page(
         every=condition,
         condition=paged,
         order=", ".join(f"{key.sql} {'DESC' if key.descending != backwards else 'ASC'}" for key in keys),
-        size=compiler.argument((site, ("last" if backwards else "first",)), _PAGE_SIZE),
+        size=size,
         # encode() breaks its lines.
         cursor=(
             f"translate(encode(convert_to(json_build_array('{signature}', "
@@ -97,11 +116,13 @@ def choose_page(
     )
 
 
-def _keys(decl: TypeDecl, order_by: list[dict[str, Any]], row: str) -> list[_Key]:
+def _keys(
+    decl: TypeDecl, order_by: list[dict[str, Any]], default_order: tuple[tuple[str, str], ...], row: str
+) -> list[_Key]:
     """The order's parts, ties broken by id."""
     wanted = [(str(part["field"].value).lower(), part["direction"].value == "DESC") for part in order_by]
     if not wanted:
-        wanted = [(name, way == "DESC") for name, way in decl.default_order]
+        wanted = [(name, way == "DESC") for name, way in default_order]
     if len({name for name, _ in wanted}) != len(wanted):
         raise BadInput("`orderBy` names a field twice.")
     keys = [_Key(name, decl.orders[name].sql(row), decl.orders[name].pg, down) for name, down in wanted]
@@ -120,6 +141,13 @@ def _beyond(keys: list[_Key], places: list[str], backwards: bool) -> str:
         sign = "<" if key.descending != backwards else ">"
         steps.append("(" + " AND ".join([*equal, f"{key.sql} {sign} {places[number]}"]) + ")")
     return "(" + " OR ".join(steps) + ")"
+
+
+def _is_variable(node: FieldNode, name: str) -> bool:
+    return any(
+        argument.name.value == name and isinstance(argument.value, VariableNode)
+        for argument in node.arguments or ()
+    )
 
 
 def _page_size(value: int | None) -> int:

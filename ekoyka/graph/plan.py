@@ -30,6 +30,7 @@ from graphql.execution.values import VariableValues
 from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Statement
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.model import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
+from ekoyka.graph.selections import Selector, sets_of
 
 PLANS_KEPT = 1000
 
@@ -135,9 +136,8 @@ class Planner:
         }
         root_type = self.schema.get_root_type(operation.operation)
         assert root_type is not None
-        selections = Compiler(self.schema, fragments, variables, actor).collect(
-            root_type.name, [operation.selection_set]
-        )
+        select = Selector(self.schema, fragments, variables)
+        selections = select.collect(root_type.name, [operation.selection_set])
         roots: dict[str, RootPlan] = {}
         typenames: dict[str, str] = {}
         compiled &= operation.operation is OperationType.QUERY
@@ -171,9 +171,9 @@ class Planner:
             if declared is not None:
                 compiler = new_compiler()
                 value = compiler.field(declared.fields[name], definition, "", nodes, (response_key,))
-                root.read = compiler.statement(f"COALESCE({value}, 'null'::json)", guarded=True)
+                root.read = compiler.statement(value, guarded=True)
                 return root
-            sets = [node.selection_set for node in nodes if node.selection_set]
+            sets = sets_of(nodes)
             named = get_named_type(definition.type)
             for decl in self._possible(named):
                 compiler = new_compiler()
@@ -208,10 +208,11 @@ def payload(compiler: Compiler, decl: TypeDecl, sets: Any, path: tuple[str, ...]
     if decl.node:
         key = compiler.handed_over("key", "bigint")
         row = "p"
-        return f"(SELECT {compiler.object(decl, row, sets, path)} FROM {decl.source} {row} WHERE {row}.id = {key})"
+        body = compiler.object(decl, row, sets, path)
+        return f"(SELECT {body} FROM {decl.source} {row} WHERE {row}.id = {key})"
     columns = ", ".join(f"{compiler.handed_over(name, pg)} AS {name}" for name, pg in decl.columns.items())
     body, scope = compiler.object(decl, "p", sets, path), compiler.scope(decl, "p")
-    return f"COALESCE((SELECT {body} FROM (SELECT {columns}) p WHERE {scope}), 'null'::json)"
+    return f"coalesce((SELECT {body} FROM (SELECT {columns}) p WHERE {scope}), 'null')"
 
 
 def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:

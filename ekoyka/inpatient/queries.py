@@ -8,7 +8,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka import feed
-from ekoyka.columns import natural
 
 
 class BedStatus(StrEnum):
@@ -55,12 +54,17 @@ class BedObstacle(StrEnum):
     STAFFED_LIMIT = "STAFFED_LIMIT"
 
 
-def bed_status(bed: str) -> str:
-    """SQL of a bed row's `BedStatus`."""
+def bed_status(bed: str, *, occupied: str | None = None, reserved: str | None = None) -> str:
+    """SQL of a bed row's `BedStatus`, given SQL of whether it is occupied and reserved where that is known."""
+    occupied = occupied or (
+        f"EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = {bed}.id AND a.ended_at IS NULL)"
+    )
+    reserved = reserved or (
+        f"EXISTS (SELECT FROM reservation r WHERE r.bed_id = {bed}.id"
+        " AND r.ended_at IS NULL AND r.until > now())"
+    )
     return (
-        f"CASE WHEN EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = {bed}.id AND a.ended_at IS NULL)"
-        f" THEN 'OCCUPIED' WHEN EXISTS (SELECT FROM reservation r WHERE r.bed_id = {bed}.id"
-        " AND r.ended_at IS NULL AND r.until > now()) THEN 'RESERVED'"
+        f"CASE WHEN {occupied} THEN 'OCCUPIED' WHEN {reserved} THEN 'RESERVED'"
         f" WHEN {bed}.service_state = 'IN_SERVICE' THEN 'FREE' ELSE {bed}.service_state END"
     )
 
@@ -89,7 +93,7 @@ def bed_options(patient: str, dispensary: str) -> str:
         )::int AS place
         FROM (
             SELECT b.id AS bed_id, kept, r.sex = 'ANY' AS for_anyone,
-                {natural("r.number")} AS room_key, {natural("b.label")} AS label_key,
+                r.number_key AS room_key, b.label_key,
                 (SELECT count(*) FROM bed n JOIN bed_assignment a ON a.bed_id = n.id AND a.ended_at IS NULL
                     WHERE n.room_id = r.id) AS company,
                 array_remove(ARRAY[

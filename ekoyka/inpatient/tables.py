@@ -12,14 +12,24 @@ from sqlalchemy import (
     Computed,
     ForeignKeyConstraint,
     Index,
-    Text,
     UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, ExcludeConstraint
 from sqlmodel import Field, SQLModel
 
-from ekoyka.columns import Line, Name, Phone, Remark, Title, folded, identity, instant, reference
+from ekoyka.columns import (
+    Line,
+    Name,
+    Phone,
+    Remark,
+    Title,
+    computed,
+    folded,
+    identity,
+    instant,
+    reference,
+)
 
 
 class Sex(StrEnum):
@@ -59,6 +69,10 @@ _FOLDED_NAMES = folded(
     "coalesce(code_name, '') || coalesce(family_name, '') || ' ' || coalesce(given_name, '')"
     " || ' ' || coalesce(patronymic, '')"
 )
+
+
+# When a stay ended, for an order: open ones are the latest. An index keeps this very expression.
+ENDED_AT = "coalesce({row}checked_out_at, '9999-12-31 00:00:00+00'::timestamptz)"
 
 
 class PatientDetails(SQLModel):
@@ -122,9 +136,7 @@ class Patient(PatientDetails, table=True):
     dispensary_id: int = reference("dispensary.id")
     account_id: int | None = reference("account.id", nullable=True)
     sex: str  # type: ignore[assignment]  # stored as text, refused by CHECK
-    name_key: str = Field(
-        default=None, sa_column=Column(Text, Computed(_FOLDED_NAMES, persisted=True), nullable=False)
-    )
+    name_key: str = computed(_FOLDED_NAMES)
     search: Any = Field(
         default=None,
         sa_column=Column(
@@ -173,7 +185,7 @@ class Stay(StayPlan, table=True):
             postgresql_where=text("checked_out_at IS NULL"),
         ),
         Index("ix_stay_dispensary_id_checked_in_at", "dispensary_id", "checked_in_at", "id"),
-        Index("ix_stay_dispensary_id_checked_out_at", "dispensary_id", "checked_out_at", "id"),
+        Index("ix_stay_dispensary_id_ended_at", "dispensary_id", text(ENDED_AT.format(row="")), "id"),
         Index("ix_stay_checked_in_at", "checked_in_at", "id"),
         Index("uq_stay_source_key", "dispensary_id", "source_key", unique=True),
     )
@@ -215,6 +227,12 @@ class BedAssignment(SQLModel, table=True):
             (text("tstzrange(started_at, ended_at)"), "&&"),
             name="ex_bed_assignment_bed_overlap",
             using="gist",
+        ),
+        Index(
+            "ix_bed_assignment_open_dispensary_id",
+            "dispensary_id",
+            "bed_id",
+            postgresql_where=text("ended_at IS NULL"),
         ),
         Index("ix_bed_assignment_stay_id", "stay_id", "started_at"),
         Index("ix_bed_assignment_bed_id", "bed_id", "started_at"),

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import orjson
 import pytest
 from graphql import GraphQLInterfaceType, GraphQLNonNull, GraphQLObjectType, GraphQLUnionType, get_named_type
+from graphql.execution.values import VariableValues
 
 from ekoyka.graph import declare as graph
+from ekoyka.graph.compile import Compiler, _Names
+from ekoyka.graph.model import LinkDecl
 from ekoyka.graph.plan import shape
 from tests.client import gid
 from tests.factories import Factory
@@ -266,6 +270,58 @@ async def test_a_new_row_of_another_dispensary_is_not_reachable_over_any_edge(
     )
 
     assert data["patient"] == {"codeName": "Берёза", "currentStay": None, "stays": {"totalCount": 0}}
+
+
+@pytest.mark.parametrize("actor", ["superadmin", "doctor", "dispatcher", "both", "user"])
+async def test_links_that_ask_no_scope_lead_to_nothing_outside_it(world: World, actor: str) -> None:
+    """`same_scope` links, each over all rows: whoever sees the one row sees the others."""
+    run = world.run(actor, compiled=True)
+    shape_, schema = run.actor_shape(), run.planner.schema
+    links = [
+        (decl, item)
+        for decl in graph.TYPES.values()
+        for item in decl.fields.values()
+        if isinstance(item, LinkDecl) and item.same_scope
+    ]
+    followed = 0
+    for decl, link in links:
+        compiler = Compiler(schema, {}, VariableValues({}, {}), shape_)
+        target = graph.TYPES[link.target]
+        joined = (
+            f"{decl.source} p JOIN {target.source} c ON {link.on('p', 'c', _Names(compiler))} "
+            f"WHERE {compiler.scope(decl, 'p', link.roles)}"
+        )
+        statement = compiler.statement(
+            f"(SELECT count(*) || ' ' || count(*) FILTER (WHERE NOT {compiler.scope(target, 'c')}) FROM {joined})",
+            guarded=False,
+        )
+        found = await run.fetch_value(
+            statement.sql, *statement.bind(run.actor_values(), VariableValues({}, {}))
+        )
+        assert found is not None
+        reached, outside = map(int, found.split())
+        assert outside == 0, f"{decl.name}.{link.graphql_name} leads {actor} outside their scope"
+        followed += reached
+    assert len(links) >= 10
+    assert followed or actor == "dispatcher"
+
+
+async def test_text_that_json_would_break_comes_through_as_it_is(world: World, make: Factory) -> None:
+    hostile = "кавычка \" черта \\ косая / \u0001 таб\t «ёлка» \u2028 🚑 ' || ' $1 {\""
+    place = await make.dispensary()
+    room = await make.room(place, number="1")
+    database = world.client.services.database
+    bed = await make.bed(place, room)
+    await database.fetch("UPDATE bed SET profile = $2 WHERE id = $1 RETURNING id", bed.id, hostile)
+    for compiled in (True, False):
+        result = await world.client.app.state.schema.execute(
+            "query ($id: ID!) { bed(id: $id) { profile room { beds { edges { node { profile } } } } } }",
+            variable_values={"id": gid("Bed", bed)},
+            context_value=world.run("superadmin", compiled=compiled),
+        )
+        data = orjson.loads(orjson.dumps(result.data))
+        assert data["bed"]["profile"] == hostile
+        assert data["bed"]["room"]["beds"]["edges"][0]["node"]["profile"] == hostile
 
 
 def test_lists_in_inputs_have_one_shape_whatever_their_length() -> None:
