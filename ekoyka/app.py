@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[Middleware(RequestLog)],
         routes=[
             Route("/", lambda request: RedirectResponse("/graphql"), methods=["GET"]),
-            Route("/graphql", Endpoint(schema).__call__, methods=["POST"]),
+            Route("/graphql", Endpoint(schema), methods=["POST"]),
             Route("/graphql", explore, methods=["GET"]),
             WebSocketRoute("/graphql", sockets),
             Route("/auth/token", token, methods=["POST"]),
@@ -362,7 +362,7 @@ async def metrics(request: Request) -> Response:
     text = metrics_text(
         pools=services.database.pool_use,
         beds=beds,
-        plans={"hit": services.planner.hits, "miss": services.planner.misses},
+        plans={"hit": services.planner.plans.hits, "miss": services.planner.plans.misses},
         feed_connected=services.feed.connected,
         many_processes=services.settings.workers > 1,
     )

@@ -1,7 +1,7 @@
-"""The two ways to PostgreSQL: sessions for changes, the driver's own pool for reads.
+"""The two ways to PostgreSQL: sessions for changes, a few of the driver's own connections for reads.
 
 Changes go through SQLAlchemy sessions, one transaction per mutation. Reads are single statements that
-already come as JSON, so they go around SQLAlchemy on a pool of asyncpg's. Both are opened lazily: a
+already come as JSON, so they go around SQLAlchemy. Both are opened lazily: a
 database that is down at the start, or goes away later, is an answer to a request (`DatabaseUnavailable`),
 never a dead server.
 """
@@ -9,7 +9,8 @@ never a dead server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -71,6 +72,103 @@ async def connect(url: str, settings: Settings, application: str) -> asyncpg.Con
     return await asyncpg.connect(url, **_connect_arguments(settings, application))
 
 
+class Readers:
+    """Connections for reads, so many and no more; whoever finds none free waits in line, but not for ever.
+
+    A read leaves nothing behind in its session, so nothing is reset between two; a connection on which
+    something else than a refused statement happened is not used again.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]],
+        size: int,
+        patience_s: float,
+    ) -> None:
+        self._connect = connect
+        self._patience_s = patience_s
+        self._idle: list[asyncpg.Connection[asyncpg.Record]] = []
+        self._left = size
+        self._line: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._sweep: asyncio.TimerHandle | None = None
+        self.size = size
+
+    @property
+    def busy(self) -> int:
+        """How many are at work."""
+        return self.size - self._left
+
+    async def read(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
+        """What the connection's method gives for the statement. Raises `TimeoutError` when none gets free."""
+        if self._left:
+            self._left -= 1
+        else:
+            await self._turn()
+        connection = None
+        try:
+            while connection is None and self._idle:
+                connection = self._idle.pop()
+                if connection.is_closed():
+                    connection = None
+            if connection is None:
+                connection = await self._connect()
+            try:
+                value = await getattr(connection, method)(sql, *arguments)
+            except asyncpg.PostgresError:
+                self._idle.append(connection)
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
+            self._idle.append(connection)
+            return value
+        finally:
+            self._pass_on()
+
+    async def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._line.append((loop.time() + self._patience_s, turn))
+        if self._sweep is None:
+            self._sweep = loop.call_later(self._patience_s, self._give_up)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """The next in line has the turn, or one more is free."""
+        while self._line:
+            _, turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._left += 1
+
+    def _give_up(self) -> None:
+        """One timer for the whole line: who has waited too long is told so."""
+        loop = asyncio.get_running_loop()
+        self._sweep = None
+        while self._line and self._line[0][0] <= loop.time():
+            _, turn = self._line.popleft()
+            if not turn.done():
+                turn.set_exception(TimeoutError())
+        if self._line:
+            self._sweep = loop.call_at(self._line[0][0], self._give_up)
+
+    async def close(self, patience_s: float) -> None:
+        """Every connection is closed; statements under way get a moment to end."""
+        ends = asyncio.get_running_loop().time() + patience_s
+        while self.busy and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110 -- once, at the end
+            await asyncio.sleep(0.01)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        while self._idle:
+            self._idle.pop().terminate()
+
+
 class Database:
     """One process's connections to one database."""
 
@@ -99,8 +197,7 @@ class Database:
             driver_url(url), connect_args=_connect_arguments(settings, "ekoyka write"), **pool
         )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._opening = asyncio.Lock()
+        self._readers = Readers(self._connect, settings.read_pool_size, settings.pool_timeout_s)
         self.statements = 0
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count)
 
@@ -116,11 +213,7 @@ class Database:
 
     async def close(self) -> None:
         """Both pools are closed; statements under way get a moment to end."""
-        if self._pool is not None:
-            try:
-                await asyncio.wait_for(self._pool.close(), 5)
-            except TimeoutError:
-                self._pool.terminate()
+        await self._readers.close(5)
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -139,37 +232,21 @@ class Database:
                 raise DatabaseUnavailable from error
             raise
 
-    @asynccontextmanager
-    async def reader(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """A pooled connection for reads. Raises `DatabaseUnavailable` as `transaction` does."""
-        try:
-            pool = self._pool or await self._open_pool()
-            async with pool.acquire(timeout=self.settings.pool_timeout_s) as connection:
-                yield connection
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresConnectionError,
-            asyncpg.InterfaceError,
-            asyncpg.CannotConnectNowError,
-            asyncpg.TooManyConnectionsError,
-            asyncpg.AdminShutdownError,
-            asyncpg.CrashShutdownError,
-            asyncpg.InvalidCatalogNameError,
-        ) as error:
-            raise DatabaseUnavailable from error
-
     async def fetch_value(self, sql: str, *arguments: Any) -> Any:
-        """The single value of a read that is one statement."""
-        async with self.reader() as connection:
-            self._count()
-            return await connection.fetchval(sql, *arguments)
+        """The single value of a read that is one statement. Raises `DatabaseUnavailable` as `transaction`."""
+        return await self._read("fetchval", sql, arguments)
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
-        """The rows of a read that is one statement."""
-        async with self.reader() as connection:
-            self._count()
-            return await connection.fetch(sql, *arguments)
+        """The rows of a read that is one statement. Raises `DatabaseUnavailable` as `transaction` does."""
+        rows: list[asyncpg.Record] = await self._read("fetch", sql, arguments)
+        return rows
+
+    async def _read(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
+        self._count()
+        try:
+            return await self._readers.read(method, sql, arguments)
+        except _OUTAGES as error:
+            raise DatabaseUnavailable from error
 
     async def fetch_value_in(self, session: AsyncSession, sql: str, *arguments: Any) -> Any:
         """As `fetch_value`, on the session's connection: sees what its transaction has changed."""
@@ -183,28 +260,19 @@ class Database:
     @property
     def pool_use(self) -> dict[str, tuple[int, int]]:
         """(busy, size) of each pool, by name."""
-        reading = (
-            (self._pool.get_size() - self._pool.get_idle_size(), self._pool.get_max_size())
-            if self._pool
-            else (0, self.settings.read_pool_size)
-        )
+        reading = (self._readers.busy, self._readers.size)
         writing = getattr(self.engine.pool, "checkedout", lambda: 0)()
         return {"read": reading, "write": (writing, self.settings.write_pool_size)}
 
-    async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
-        async with self._opening:
-            if self._pool is None:
-                # min_size=0: the pool is there even while the database is not.
-                self._pool = await asyncpg.create_pool(
-                    self.url,
-                    min_size=0,
-                    max_size=self.settings.read_pool_size,
-                    statement_cache_size=1024,
-                    max_cached_statement_lifetime=0,
-                    max_cacheable_statement_size=0,
-                    **_connect_arguments(self.settings, "ekoyka read"),
-                )
-            return self._pool
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        return await asyncpg.connect(
+            self.url,
+            # Every statement is prepared once per connection.
+            statement_cache_size=1024,
+            max_cached_statement_lifetime=0,
+            max_cacheable_statement_size=0,
+            **_connect_arguments(self.settings, "ekoyka read"),
+        )
 
     async def check_fit(self) -> None:
         """PostgreSQL is new enough, speaks UTF-8 and knows Cyrillic letters.
@@ -230,6 +298,19 @@ class Database:
                 "LOCALE_PROVIDER icu ICU_LOCALE 'ru-RU' (or, from PostgreSQL 17, "
                 "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8')."
             )
+
+
+_OUTAGES = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InvalidCatalogNameError,
+)
 
 
 def _is_outage(error: DBAPIError) -> bool:

@@ -4,12 +4,14 @@ Neither ever holds a name, diagnosis, token, document number, address of a perso
 log lines carry event names, codes, routes as templates, counts and ids of requests.
 """
 
+import itertools
 import logging
 import re
 import secrets
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -50,7 +52,22 @@ FEED_LAG = Histogram(
 RESERVATIONS_LAPSED = Counter("ekoyka_reservations_lapsed_total", "Reservations ended by their time.")
 
 # Callers may name their request; nothing else of theirs gets into a log line.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+# Ids of requests that have none: the process by chance, the request by its number.
+_PROCESS = secrets.token_hex(6)
+_NUMBERS = itertools.count(1)
+
+
+@cache
+def _counters(kind: str, outcome: str) -> tuple[Counter, Histogram]:
+    return OPERATIONS.labels(kind, outcome), EXECUTION.labels(kind)
+
+
+def count_operation(kind: str, outcome: str, seconds: float) -> None:
+    """A GraphQL operation of this type ended so, after so long."""
+    counter, histogram = _counters(kind, outcome)
+    counter.inc()
+    histogram.observe(seconds)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -124,8 +141,10 @@ class RequestLog:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        current = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        current = (
+            given.decode() if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(_NUMBERS):x}"
+        )
         mark = request_id.set(current)
         started, status = perf_counter(), 0
 
@@ -133,7 +152,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", current.encode())]}
+                message["headers"] = [*message["headers"], (b"x-request-id", current.encode())]
             elif message["type"] == "websocket.close":
                 status = message.get("code", 1000)
             await send(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, Self
 
 import orjson
@@ -21,6 +22,7 @@ from ekoyka.graph.plan import Planner
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard
+from ekoyka.identity.tables import Role
 from ekoyka.settings import Settings
 
 _VALUES = {
@@ -40,6 +42,11 @@ def _guard(value: Callable[[str], str]) -> str:
     return guard(value("account"), value("version"))
 
 
+@cache
+def _shape(roles: frozenset[Role]) -> ActorShape:
+    return ActorShape(frozenset(role.value for role in roles), _VALUES, _guard)
+
+
 class OutOfSight(Exception):
     """The row that an answer was to show is not the actor's to see."""
 
@@ -57,7 +64,7 @@ class Services:
     renderer: Renderer
     feed: Feed
 
-    @property
+    @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
         """What PostgreSQL signs download addresses with."""
         return pads(self.download_keys[0])
@@ -94,7 +101,8 @@ class Run(ReadContext):
 
     def last_kind(self) -> str:
         """The type of the operation that ran with this context, if it came so far as to be planned."""
-        return self._latest.plan.operation.value if self._latest and self._latest.plan else "unplanned"
+        latest = self._latest or self
+        return latest.plan.operation.value if latest.plan else "unplanned"
 
     @property
     def database(self) -> Database:
@@ -110,7 +118,7 @@ class Run(ReadContext):
     def actor_shape(self) -> ActorShape:
         if self.actor is None:
             return _ANONYMOUS
-        return ActorShape(frozenset(role.value for role in self.actor.roles), _VALUES, _guard)
+        return _shape(self.actor.roles)
 
     def actor_values(self) -> Mapping[str, Any]:
         actor, services = self.actor, self.services

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import strawberry
 from graphql import lexicographic_sort_schema, print_schema
-from strawberry.extensions import ParserCache, ValidationCache
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import ExecutionContext
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
     Node = Any
 
-DOCUMENTS_KEPT = 1000
 # Modules whose import is their use.
 DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, refusals)
 
@@ -102,8 +100,6 @@ def build_schema() -> strawberry.Schema:
         types=[graph.NAMESPACE[name] for name, decl in graph.TYPES.items() if decl.node],
         config=StrawberryConfig(scalar_map=SCALARS),
         extensions=[
-            lambda: ParserCache(maxsize=DOCUMENTS_KEPT),
-            lambda: ValidationCache(maxsize=DOCUMENTS_KEPT),
             PlannedExecution,
             PresentedEvents,
         ],

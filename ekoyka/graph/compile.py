@@ -78,13 +78,30 @@ class Site:
 Binder = Callable[["Binding"], Any]
 
 
-@dataclass(frozen=True)
 class Binding:
-    """The values of one run of a statement."""
+    """The values of one run of a statement; a field's arguments are coerced when the first is asked for."""
 
-    actor: Mapping[str, Any]
-    arguments: Sequence[Mapping[str, Any]]
-    values: Mapping[str, Any]
+    def __init__(
+        self,
+        actor: Mapping[str, Any],
+        values: Mapping[str, Any],
+        sites: Sequence[Site],
+        variables: VariableValues,
+    ) -> None:
+        self.actor = actor
+        self.values = values
+        self._sites = sites
+        self._variables = variables
+        self._arguments: dict[int, dict[str, Any]] = {}
+
+    def arguments(self, number: int) -> dict[str, Any]:
+        """The coerced arguments at a site."""
+        found = self._arguments.get(number)
+        if found is None:
+            site = self._sites[number]
+            found = get_argument_values(site.definition, site.node, self._variables)
+            self._arguments[number] = found
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,8 +120,7 @@ class Statement:
         self, actor: Mapping[str, Any], variables: VariableValues, values: Mapping[str, Any] | None = None
     ) -> list[Any]:
         """The parameters in order. Raises `BadInput` for an argument that cannot be meant."""
-        arguments = [get_argument_values(site.definition, site.node, variables) for site in self.sites]
-        binding = Binding(actor, arguments, values or {})
+        binding = Binding(actor, values or {}, self.sites, variables)
         for check in self.checks:
             check(binding)
         return [binder(binding) for binder in self.binders]
@@ -191,7 +207,7 @@ class Compiler:
     def argument(self, at: tuple[int, tuple[str | int, ...]], arg: Arg) -> str:
         site, path = at
         return self.parameter(
-            (at, arg.pg), arg.pg, lambda run: ready(arg, at_path(run.arguments[site], path))
+            (at, arg.pg), arg.pg, lambda run: ready(arg, at_path(run.arguments(site), path))
         )
 
     # Objects

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
 import orjson
-from graphql import ExecutionResult, OperationType
+from graphql import ExecutionResult, GraphQLSyntaxError, OperationType
 from strawberry.extensions import SchemaExtension
 
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.ids import BadInput
-from ekoyka.graph.plan import OperationPlan, PlanError, Planner, bad_input
+from ekoyka.graph.plan import Document, OperationPlan, PlanError, Planner, bad_input
 
 
 class ActorGone(Exception):
@@ -23,6 +23,7 @@ class ReadContext(ABC):
 
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
+        self.document: Document | None = None
         self.plan: OperationPlan | None = None
         self.compiled = True
         # Whether the request names its operation; where it does not, Strawberry would take the first.
@@ -68,6 +69,27 @@ class ReadContext(ABC):
         """The rows of a query's root field, for the executor to pick from."""
         return orjson.loads(await self.read(response_key))
 
+    async def answer_query(
+        self, text: str, operation_name: str | None, variables: Mapping[str, Any] | None
+    ) -> bytes | None:
+        """The data of a query that statements alone answer; None for all that Strawberry is to execute.
+
+        Raises `PlanError` before any SQL, and `ActorGone`.
+        """
+        try:
+            document = self.planner.document(text)
+        except GraphQLSyntaxError:
+            return None
+        if document.errors or not document.is_query(operation_name):
+            return None
+        plan = self.planner.plan(
+            document, operation_name, variables, self.actor_shape(), compiled=self.compiled
+        )
+        if not plan.compiled:
+            return None
+        self.bind(plan)
+        return await self.answer(plan)
+
     async def answer(self, plan: OperationPlan) -> bytes:
         """The whole query's data, put together from the bytes that PostgreSQL made."""
         parts = [
@@ -82,7 +104,8 @@ class ReadContext(ABC):
 
 
 class PlannedExecution(SchemaExtension):
-    """Plans every operation before it runs; answers compiled queries at once, leaves the rest to Strawberry.
+    """Reads documents from the planner, plans every operation before it runs, answers compiled queries at once
+    and leaves the rest to Strawberry.
 
     A payload's or subscription's plan waits in the context for its resolver.
     """
@@ -91,14 +114,27 @@ class PlannedExecution(SchemaExtension):
         self.execution_context.context = self.execution_context.context.for_operation()
         yield
 
+    def on_parse(self) -> Iterator[None]:
+        execution = self.execution_context
+        context: ReadContext = execution.context
+        context.document = context.planner.document(execution.query or "")
+        execution.graphql_document = context.document.node
+        yield
+
+    def on_validate(self) -> Iterator[None]:
+        execution = self.execution_context
+        context: ReadContext = execution.context
+        assert context.document is not None
+        execution.pre_execution_errors = list(context.document.errors)
+        yield
+
     async def on_execute(self) -> AsyncIterator[None]:
         execution = self.execution_context
         context: ReadContext = execution.context
-        assert execution.graphql_document is not None
+        assert context.document is not None
         try:
             plan = context.planner.plan(
-                execution.graphql_document,
-                execution.query or "",
+                context.document,
                 execution.operation_name if context.names_operation else None,
                 execution.variables,
                 context.actor_shape(),

@@ -169,7 +169,7 @@ _PARSED: dict[str, Callable[[Any], object]] = {
 
 
 def _cursor_part(site: int, edge: str, signature: str, keys: list[_Key], number: int, run: Binding) -> str:
-    return _decode(run.arguments[site][edge], signature, keys)[number]
+    return _decode(run.arguments(site)[edge], signature, keys)[number]
 
 
 def _decode(value: str, signature: str, keys: list[_Key]) -> list[str]:

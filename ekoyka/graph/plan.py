@@ -1,15 +1,14 @@
-"""Plans: what one operation needs from the database, cached by document and by what changes the SQL.
+"""Plans: what one operation needs from the database, kept by document and by what changes the SQL.
 
 A plan depends on the document, the operation's name, the kinds of the actor's roles, and the shape of the
 variables: which are given, which inputs they fill, and the values that choose SQL rather than fill it
 (enums, and booleans, which may steer `@skip`). Everything else is bound when a statement runs.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from graphql import (
@@ -24,15 +23,43 @@ from graphql import (
     get_named_type,
     get_variable_values,
     is_abstract_type,
+    parse,
+    validate,
 )
 from graphql.execution.values import VariableValues
 
+from ekoyka.cache import Cache
 from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Statement
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.model import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
 from ekoyka.graph.selections import Selector, sets_of
 
-PLANS_KEPT = 1000
+KEPT = 1000
+# Longer documents are read anew each time: a thousand of them would fill the memory.
+LONGEST_KEPT = 20_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that has been parsed, and what validation says of it."""
+
+    text: str
+    node: DocumentNode
+    errors: list[GraphQLError]
+
+    @cached_property
+    def operations(self) -> list[OperationDefinitionNode]:
+        """Its operations, in order."""
+        return [item for item in self.node.definitions if isinstance(item, OperationDefinitionNode)]
+
+    def named(self, name: str | None) -> list[OperationDefinitionNode]:
+        """The operations of this name; all of them without one."""
+        return [item for item in self.operations if name is None or (item.name and item.name.value == name)]
+
+    def is_query(self, name: str | None) -> bool:
+        """Whether one operation is meant, and is a query."""
+        wanted = self.named(name)
+        return len(wanted) == 1 and wanted[0].operation is OperationType.QUERY
 
 
 @dataclass
@@ -84,14 +111,22 @@ class Planner:
 
     def __init__(self, schema: GraphQLSchema) -> None:
         self.schema = schema
-        self.hits = 0
-        self.misses = 0
-        self._plans: OrderedDict[object, OperationPlan] = OrderedDict()
+        self.documents: Cache[str, Document] = Cache(KEPT)
+        self.plans: Cache[object, OperationPlan] = Cache(KEPT)
+
+    def document(self, text: str) -> Document:
+        """The document, parsed and validated once. Raises `GraphQLSyntaxError`."""
+        known = self.documents.get(text)
+        if known is None:
+            node = parse(text)
+            known = Document(text, node, validate(self.schema, node))
+            if len(text) <= LONGEST_KEPT:
+                self.documents.put(text, known)
+        return known
 
     def plan(
         self,
-        document: DocumentNode,
-        text: str,
+        document: Document,
         operation_name: str | None,
         raw_variables: Mapping[str, Any] | None,
         actor: ActorShape,
@@ -108,17 +143,12 @@ class Planner:
         )
         if isinstance(variables, list):
             raise PlanError([coded(error, "BAD_USER_INPUT") for error in variables])
-        key = (text, operation_name, actor.roles, compiled, shape(variables.coerced))
-        known = self._plans.get(key)
+        key = (document.text, operation_name, actor.roles, compiled, shape(variables.coerced))
+        known = self.plans.get(key)
         if known is None:
-            self.misses += 1
-            known = self._make(document, operation, variables, actor, compiled)
-            self._plans[key] = known
-            if len(self._plans) > PLANS_KEPT:
-                self._plans.popitem(last=False)
-        else:
-            self.hits += 1
-            self._plans.move_to_end(key)
+            known = self._make(document.node, operation, variables, actor, compiled)
+            if len(document.text) <= LONGEST_KEPT:
+                self.plans.put(key, known)
         return OperationPlan(
             known.operation, variables, known.roots, known.typenames, known.order, known.compiled
         )
@@ -215,11 +245,8 @@ def payload(compiler: Compiler, decl: TypeDecl, sets: Any, path: tuple[str, ...]
     return f"coalesce((SELECT {body} FROM (SELECT {columns}) p WHERE {scope}), 'null')"
 
 
-def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
-    operations = [item for item in document.definitions if isinstance(item, OperationDefinitionNode)]
-    wanted = [
-        item for item in operations if name is None or (item.name is not None and item.name.value == name)
-    ]
+def _operation(document: Document, name: str | None) -> OperationDefinitionNode:
+    wanted = document.named(name)
     if len(wanted) == 1:
         return wanted[0]
     message = (

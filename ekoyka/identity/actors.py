@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from ekoyka.identity.tables import Role
 
@@ -20,14 +21,7 @@ class Actor:
     @property
     def roles(self) -> frozenset[Role]:
         """The kinds of roles held anywhere; what may be seen where is the row scopes' business."""
-        held = {Role.USER}
-        if self.superadmin:
-            held.add(Role.SUPERADMIN)
-        if self.doctor_of:
-            held.add(Role.DOCTOR)
-        if self.dispatcher_of:
-            held.add(Role.DISPATCHER)
-        return frozenset(held)
+        return _roles(self.superadmin, bool(self.doctor_of), bool(self.dispatcher_of))
 
     def works_in(self, dispensary_id: int, roles: Iterable[Role]) -> bool:
         """Whether the actor holds one of the roles over this dispensary."""
@@ -41,3 +35,9 @@ class Actor:
             else False
             for role in roles
         )
+
+
+@cache
+def _roles(superadmin: bool, doctor: bool, dispatcher: bool) -> frozenset[Role]:
+    held = {Role.SUPERADMIN: superadmin, Role.DOCTOR: doctor, Role.DISPATCHER: dispatcher, Role.USER: True}
+    return frozenset(role for role, holds in held.items() if holds)

@@ -20,6 +20,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OctKey
 
+from ekoyka.cache import Cache
 from ekoyka.errors import Invalid
 from ekoyka.identity.actors import Actor
 from ekoyka.settings import Mode, Settings
@@ -27,6 +28,7 @@ from ekoyka.settings import Mode, Settings
 LONGEST_PASSWORD_BYTES = 72
 SHORTEST_PASSWORD = 10
 _LONGEST_TOKEN = 8192
+TOKENS_KEPT = 10_000
 _ALGORITHM = "HS256"
 _Result = TypeVar("_Result")
 
@@ -104,7 +106,12 @@ class ReadToken:
     """What a good access token says."""
 
     actor: Actor
-    expires_at: datetime
+    expires_at_s: float
+
+    @property
+    def expires_at(self) -> datetime:
+        """Until when it is good."""
+        return datetime.fromtimestamp(self.expires_at_s, UTC)
 
 
 class Tokens:
@@ -126,6 +133,8 @@ class Tokens:
         self._issuer = issuer
         self._audience = audience
         self._ttl_s = ttl_s
+        # What good tokens say, by their text: a signature is checked once, the expiry each time.
+        self._good: Cache[str, ReadToken] = Cache(TOKENS_KEPT)
 
     def _claims(self, text: str) -> dict[str, Any]:
         if len(text) > _LONGEST_TOKEN:
@@ -162,8 +171,17 @@ class Tokens:
         text = jwt.encode(header, claims, self._signing, algorithms=[_ALGORITHM])
         return AccessToken(text, datetime.fromtimestamp(now + self._ttl_s, UTC))
 
-    def read(self, text: str, *, request_id: str | None = None) -> ReadToken:
+    def read(self, text: str) -> ReadToken:
         """The actor in an access token. Raises `NotAuthenticated`."""
+        token = self._good.get(text)
+        if token is None:
+            token = self._read(text)
+            self._good.put(text, token)
+        if token.expires_at_s <= time.time():
+            raise NotAuthenticated("ExpiredTokenError")
+        return token
+
+    def _read(self, text: str) -> ReadToken:
         claims = self._claims(text)
         try:
             actor = Actor(
@@ -172,11 +190,10 @@ class Tokens:
                 superadmin=claims["sa"] is True,
                 doctor_of=frozenset(int(item) for item in claims["doc"]),
                 dispatcher_of=frozenset(int(item) for item in claims["dsp"]),
-                request_id=request_id,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise NotAuthenticated(type(error).__name__) from None
-        return ReadToken(actor, datetime.fromtimestamp(claims["exp"], UTC))
+        return ReadToken(actor, float(claims["exp"]))
 
 
 def load_keys(settings: Settings) -> list[str]:

@@ -228,7 +228,7 @@ async def test_plans_are_kept_by_document_role_and_shape_and_never_mix_actors(wo
     planner = world.client.services.planner
     query = "query ($where: BedWhere) { beds(where: $where) { totalCount } }"
 
-    before = planner.misses
+    before = planner.plans.misses
     totals = [
         (await world.client.data(query, world.actors[actor], where=where))["beds"]["totalCount"]
         for actor, where in (
@@ -241,7 +241,7 @@ async def test_plans_are_kept_by_document_role_and_shape_and_never_mix_actors(wo
     ]
 
     assert totals == [1, 2, 3, 2, 4]
-    assert planner.misses - before == 4
+    assert planner.plans.misses - before == 4
 
 
 @pytest.mark.parametrize("count", [60, 120])
