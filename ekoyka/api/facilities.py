@@ -212,7 +212,10 @@ class Bed:
     label: str = graph.column("Its label, unique in the room, 1 to 40 characters.")
     profile: str = graph.column("What it is for (профиль койки), 1 to 100 characters.")
     status: BedStatus = graph.expression(
-        lambda row, names: bed_status(row), "Occupancy and service in one word."
+        lambda row, names: bed_status(
+            row, occupied=f"{names.joined(row, 'current_assignment')}.id IS NOT NULL"
+        ),
+        "Occupancy and service in one word.",
     )
     service_state: ServiceState = graph.column("Whether it can be used, whoever lies in it.")
     archived_at: DateTime | None = graph.column("Since when it is archived.")
@@ -224,6 +227,7 @@ class Bed:
         "Who lies in it now.",
         roles=CLINICAL,
         same_scope=True,
+        joined=True,
     )
     assignments: graph.Connection[BedAssignment] | None = graph.many(
         "bed_id", "Who has lain in it.", roles=CLINICAL, same_scope=True

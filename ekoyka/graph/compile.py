@@ -42,6 +42,7 @@ from ekoyka.graph.selections import Selections, Selector, sets_of
 from ekoyka.graph.text import list_text, name_text, object_text, quoted, value_text
 from ekoyka.graph.values import at_path, ready
 
+_OTHER_WAY = {"ASC": "DESC", "DESC": "ASC"}
 _PLACEHOLDER = re.compile(r"\$(\d+)")
 
 
@@ -133,6 +134,7 @@ class _Names:
     compiler: "Compiler"
     site: int | None = None
     args: Mapping[str, Arg] = field(default_factory=dict)
+    decl: TypeDecl | None = None
 
     def actor(self, name: str) -> str:
         return self.compiler.actor_value(name)
@@ -144,6 +146,12 @@ class _Names:
 
     def scope(self, type_name: str, row: str) -> str:
         return self.compiler.scope(TYPES[type_name], row)
+
+    def joined(self, row: str, link: str) -> str:
+        assert self.decl is not None
+        declared = self.decl.fields[camel(link)]
+        assert isinstance(declared, LinkDecl)
+        return self.compiler.join(row, declared)
 
     def value(self, name: str, pg: str) -> str:
         return self.compiler.handed_over(name, pg)
@@ -173,6 +181,7 @@ class Compiler:
         self._known: dict[object, str] = {}
         self._sites: list[Site] = []
         self._aliases = 0
+        self._joins: dict[str, dict[str, tuple[str, str]]] = {}
 
     def statement(self, expression: str, *, guarded: bool) -> Statement:
         """The finished statement around the text of JSON."""
@@ -215,6 +224,19 @@ class Compiler:
     def _alias(self) -> str:
         self._aliases += 1
         return f"t{self._aliases}"
+
+    def join(self, row: str, link: LinkDecl) -> str:
+        """The alias of the row that the link leads to, joined to this one; once, whoever asks."""
+        joins = self._joins.setdefault(row, {})
+        if link.name not in joins:
+            child = self._alias()
+            on = link.on(row, child, _Names(self))
+            joins[link.name] = (child, f" LEFT JOIN {TYPES[link.target].source} {child} ON {on}")
+        return joins[link.name][0]
+
+    def joins(self, row: str) -> str:
+        """What FROM holds beside the row, once all that is said about it is compiled."""
+        return "".join(join + self.joins(child) for child, join in self._joins.pop(row, {}).values())
 
     def scope(self, decl: TypeDecl, row: str, roles: frozenset[str] | None = None) -> str:
         """The condition under which the actor, by these roles of theirs, may see the row."""
@@ -259,7 +281,7 @@ class Compiler:
             field_decl = decl.fields[name]
             at = (*path, response_key)
             allowed = self._allowed(decl, field_decl, row, at, nodes[0])
-            value = self.field(field_decl, graphql_type.fields[name], row, nodes, at)
+            value = self.field(field_decl, graphql_type.fields[name], row, nodes, at, decl)
             if allowed != "true":
                 value = f"CASE WHEN {allowed} THEN {value} ELSE 'null' END"
             parts.append((response_key, value))
@@ -283,10 +305,11 @@ class Compiler:
         row: str,
         nodes: list[FieldNode],
         path: tuple[str, ...],
+        parent: TypeDecl | None = None,
     ) -> str:
         """The text of one field's JSON; never SQL's NULL."""
         if isinstance(decl, ValueDecl):
-            return value_text(decl.sql(row, _Names(self)), definition)
+            return value_text(decl.sql(row, _Names(self, decl=parent)), definition)
         sets = sets_of(nodes)
         site = None
         if definition.args:
@@ -299,6 +322,11 @@ class Compiler:
         target = TYPES[decl.target]
         if not self.visible(target):
             raise FieldForbidden(path, nodes[0])
+        if decl.joined:
+            child = self.join(row, decl)
+            body = self.object(target, child, sets, path)
+            seen = every(f"{child}.id IS NOT NULL", "true" if decl.same_scope else self.scope(target, child))
+            return f"CASE WHEN {seen} THEN {body} ELSE 'null' END"
         child = self._alias()
         source = decl.source(row, names) if decl.source else target.source
         condition = decl.on(row, child, names)
@@ -306,11 +334,11 @@ class Compiler:
             condition = every(condition, self.scope(target, child))
         if decl.shape is Shape.ONE:
             body = self.object(target, child, sets, path)
-            return f"coalesce((SELECT {body} FROM {source} {child} WHERE {condition}), 'null')"
+            return f"coalesce((SELECT {body} FROM {source} {child}{self.joins(child)} WHERE {condition}), 'null')"
         if decl.shape is Shape.LIST:
             assert decl.order is not None
             body = list_text(self.object(target, child, sets, path), decl.order(row, child))
-            return f"(SELECT {body} FROM {source} {child} WHERE {condition})"
+            return f"(SELECT {body} FROM {source} {child}{self.joins(child)} WHERE {condition})"
         assert site is not None
         return self._connection(
             target, decl, str(source), child, condition, Site(definition, nodes[0]), site, sets, path
@@ -339,7 +367,8 @@ class Compiler:
             condition = every(f"{child}.id = {number}", self.scope(target, child))
             body = self.object(target, child, sets, path, marked=self.marked)
             cases.append(
-                f"WHEN '{target.name}' THEN (SELECT {body} FROM {target.source} {child} WHERE {condition})"
+                f"WHEN '{target.name}' THEN "
+                f"(SELECT {body} FROM {target.source} {child}{self.joins(child)} WHERE {condition})"
             )
         chosen = f"coalesce(CASE {kind} {' '.join(cases)} END, 'null')" if cases else "'null'"
         if not decl.many:
@@ -366,8 +395,7 @@ class Compiler:
         page = choose_page(self, decl, link.default_order or decl.default_order, row, condition, site, at)
         fields = self.select.collect(f"{decl.name}Connection", sets)
         asked = {nodes[0].name.value for nodes in fields.values()}
-        # Rows are numbered, and one more than the page holds is looked for, only where it is asked what lies around.
-        numbered = page.backwards or "pageInfo" in asked
+        # One row more than the page holds is looked for only where it is asked what lies around.
         on_page = f"{row}._n <= {page.size}"
         whole = "pageInfo" not in asked
 
@@ -404,7 +432,11 @@ class Compiler:
         def parts(name: str, nodes: list[FieldNode], here: tuple[str, ...]) -> str:
             if name == "edges":
                 selected = self.select.collect(f"{decl.name}Edge", sets_of(nodes))
-                order = f"{row}._n {'DESC' if page.backwards else 'ASC'}" if numbered else None
+                # Forwards the rows come in this very order, and nothing is sorted again.
+                order = ", ".join(
+                    f"{row}._{number} {_OTHER_WAY[way] if page.backwards else way}"
+                    for number, way in enumerate(page.ways)
+                )
                 return list_text(
                     sub(selected, f"{decl.name}Edge", edges, here), order, None if whole else on_page
                 )
@@ -415,11 +447,10 @@ class Compiler:
         body = sub(fields, f"{decl.name}Connection", parts, path)
         if asked.isdisjoint({"edges", "pageInfo"}):
             return f"(SELECT {body})"
-        rows = (
-            f"SELECT {row}.* FROM {source} {row} WHERE {page.condition} ORDER BY {page.order} "
-            f"LIMIT {page.size}{'' if whole else ' + 1'}"
-        )
-        if numbered:
-            rows = f"SELECT {row}.*, row_number() OVER () AS _n, count(*) OVER () AS _all FROM ({rows}) {row}"
+        keys = ", ".join(f"{key} AS _{number}" for number, key in enumerate(page.keys))
+        order = ", ".join(f"{key} {way}" for key, way in zip(page.keys, page.ways, strict=True))
+        rows = f"SELECT {row}.*, {keys} FROM {source} {row} WHERE {page.condition} ORDER BY {order} LIMIT {page.size}"
+        if not whole:
+            rows = f"SELECT {row}.*, row_number() OVER () AS _n, count(*) OVER () AS _all FROM ({rows} + 1) {row}"
         # HAVING makes it one group, also where no aggregate is asked for.
-        return f"(SELECT {body} FROM ({rows}) {row} HAVING true)"
+        return f"(SELECT {body} FROM ({rows}) {row}{self.joins(row)} HAVING true)"

@@ -108,6 +108,7 @@ def one(
     roles: Iterable[str] | None = None,
     source: RowSql | None = None,
     same_scope: bool = False,
+    joined: bool = False,
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
     """A field that is one row: by this row's foreign key, or by a condition."""
@@ -122,6 +123,7 @@ def one(
         on=condition,
         source=source,
         same_scope=same_scope,
+        joined=joined,
         args=args or {},
     )
 

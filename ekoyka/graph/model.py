@@ -18,6 +18,9 @@ class Names(Protocol):
     def scope(self, type_name: str, row: str) -> str:
         """The condition that the actor may see a row of another type."""
 
+    def joined(self, row: str, link: str) -> str:
+        """The alias of the row that a ``joined`` link of this type leads to; its columns are null where none is."""
+
     def value(self, name: str, pg: str) -> str:
         """A value handed over when the statement runs: the key of a payload's row, a refusal's fields."""
 
@@ -104,7 +107,8 @@ class LinkDecl(FieldDecl):
     """A way to rows of another type.
 
     ``same_scope``: whoever may see the one row, by the field's roles, may see the others. A foreign key sees
-    to it, so the scope is not asked again; a test asks it.
+    to it, so the scope is not asked again; a test asks it. ``joined``: the one row is joined to this one
+    rather than looked up by it, so that other fields can refer to it too.
     """
 
     target: str
@@ -114,6 +118,7 @@ class LinkDecl(FieldDecl):
     order: Callable[[str, str], str] | None = None
     default_order: tuple[tuple[str, str], ...] = ()
     same_scope: bool = False
+    joined: bool = False
     args: Mapping[str, Arg] = field(default_factory=dict)
 
 

@@ -30,12 +30,14 @@ USUAL_PAGE = 20
 
 @dataclass(frozen=True)
 class Page:
-    """SQL of one connection's page: all rows' condition, the page's own, its order (reversed when it goes
-    backwards), how many rows it holds at most, and each row's cursor. ``resumed``: it goes on from a cursor."""
+    """SQL of one connection's page: all rows' condition, the page's own, what it is ordered by, which way
+    each of that goes (reversed when the page goes backwards), how many rows it holds at most, and each row's
+    cursor. ``resumed``: it goes on from a cursor."""
 
     every: str
     condition: str
-    order: str
+    keys: tuple[str, ...]
+    ways: tuple[str, ...]
     size: str
     cursor: str
     backwards: bool
@@ -104,7 +106,8 @@ def choose_page(
     return Page(
         every=condition,
         condition=paged,
-        order=", ".join(f"{key.sql} {'DESC' if key.descending != backwards else 'ASC'}" for key in keys),
+        keys=tuple(key.sql for key in keys),
+        ways=tuple("DESC" if key.descending != backwards else "ASC" for key in keys),
         size=size,
         # encode() breaks its lines.
         cursor=(

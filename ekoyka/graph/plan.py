@@ -239,10 +239,10 @@ def payload(compiler: Compiler, decl: TypeDecl, sets: Any, path: tuple[str, ...]
         key = compiler.handed_over("key", "bigint")
         row = "p"
         body = compiler.object(decl, row, sets, path)
-        return f"(SELECT {body} FROM {decl.source} {row} WHERE {row}.id = {key})"
+        return f"(SELECT {body} FROM {decl.source} {row}{compiler.joins(row)} WHERE {row}.id = {key})"
     columns = ", ".join(f"{compiler.handed_over(name, pg)} AS {name}" for name, pg in decl.columns.items())
     body, scope = compiler.object(decl, "p", sets, path), compiler.scope(decl, "p")
-    return f"coalesce((SELECT {body} FROM (SELECT {columns}) p WHERE {scope}), 'null')"
+    return f"coalesce((SELECT {body} FROM (SELECT {columns}) p{compiler.joins('p')} WHERE {scope}), 'null')"
 
 
 def _operation(document: Document, name: str | None) -> OperationDefinitionNode:

@@ -35,11 +35,10 @@ def object_text(parts: Iterable[tuple[str, str]]) -> str:
     return joined(*members, "'}'" if members else "'{}'")
 
 
-def list_text(item: str, order: str | None, condition: str | None = None) -> str:
-    """An aggregate: the text of a list; without an order the rows come in theirs."""
-    inside = f"{item}, ','" + (f" ORDER BY {order}" if order else "")
+def list_text(item: str, order: str, condition: str | None = None) -> str:
+    """An aggregate: the text of a list, of the rows for which the condition holds."""
     filtered = f" FILTER (WHERE {condition})" if condition else ""
-    return joined("'['", f"coalesce(string_agg({inside}){filtered}, '')", "']'")
+    return joined("'['", f"coalesce(string_agg({item}, ',' ORDER BY {order}){filtered}, '')", "']'")
 
 
 def joined(*texts: str) -> str:
