@@ -8,7 +8,7 @@ BIN := .venv/bin
 EXPLORER := ekoyka/explorer
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test format schema lock assets explorer-if-node clean
+.PHONY: help demo test bench format schema lock assets explorer-if-node clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,6 +26,9 @@ test: .venv/tests.stamp ## formatter, linters, types, layers, tests
 format: .venv/tests.stamp ## let the formatter and the linter mend what they can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: .venv/tests.stamp ## measure the server beside its peers (QUICK=1: under five minutes; node adds those on node)
+	@QUICK=$(QUICK) $(BIN)/python -m benchmarks
 
 schema: .venv/tests.stamp ## write schema.graphql anew
 	$(BIN)/ekoyka schema > schema.graphql

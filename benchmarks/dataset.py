@@ -16,6 +16,10 @@ from ekoyka.database import Database
 from ekoyka.migrate import upgrade
 from ekoyka.settings import Settings
 
+# Grows when the statements below make something else.
+FORM = 1
+# The account in whose name everything is asked: signs in to nothing, holds a token.
+ADMIN = 1
 DISPENSARIES = 50
 ROOMS_PER_DISPENSARY = 40
 BEDS_PER_ROOM = 4
@@ -121,10 +125,24 @@ def _steps(dispensaries: int) -> list[str]:
         FROM bed b WHERE b.service_state = 'IN_SERVICE' AND b.id % 41 = 3
             AND NOT EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = b.id AND a.ended_at IS NULL)
         """,
+        f"""
+        INSERT INTO account (id, name, language, email, password_hash, auth_version, version)
+        OVERRIDING SYSTEM VALUE VALUES ({ADMIN}, 'Нагрузка', 'ru', 'load@example.org', '!', 1, 1)
+        """,
+        f"INSERT INTO role_grant (account_id, role) VALUES ({ADMIN}, 'SUPERADMIN')",
         # Everything below the next identity is taken.
         *(
             f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
-            for table in ("dispensary", "room", "bed", "patient", "stay", "bed_assignment", "reservation")
+            for table in (
+                "account",
+                "dispensary",
+                "room",
+                "bed",
+                "patient",
+                "stay",
+                "bed_assignment",
+                "reservation",
+            )
         ),
     ]
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from ekoyka import __version__, demo, embedded, migrate
+from ekoyka import embedded, migrate
 from ekoyka.api.schema import build_schema, sdl
 from ekoyka.checkup import checkup
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
@@ -145,7 +146,11 @@ def demonstrate() -> None:
         settings = Settings().model_copy(update={"mode": Mode.DEMO, "log_format": _demo_log()})
         load_keys(settings)
         with _database(settings, _say) as ready:
-            asyncio.run(_fill(ready))
+            asyncio.run(_prepare(ready))
+            # A process of its own: what makes people up takes none of the server's memory, nor need it be there.
+            environment = {**os.environ, "DATABASE_URL": _address(ready), "EKOYKA_MODE": Mode.DEMO.value}
+            if subprocess.run([sys.executable, "-m", "ekoyka.demo"], env=environment).returncode != 0:
+                raise typer.Exit(1)
             _serve(ready)
             out.print("\nОстановлено. Stopped.")
 
@@ -154,34 +159,11 @@ def _demo_log() -> LogFormat:
     return Settings().log_format if "EKOYKA_LOG_FORMAT" in os.environ else LogFormat.CONSOLE
 
 
-async def _fill(settings: Settings) -> None:
-    hasher = PasswordHasher(settings.password_hash_rounds)
+async def _prepare(settings: Settings) -> None:
     async with Database(_address(settings), settings, pooled=False) as database:
         await database.check_fit()
         _say("миграции · migrations")
         await migrate.upgrade(database)
-        accounts = await demo.fill(database, hasher=hasher, say=_say, base_url=settings.base_url)
-    hasher.close()
-    base = settings.base_url
-    out.print(f"\n[bold]ЭКойка {__version__}[/]  {base}")
-    out.print(f"  GraphiQL      {base}/graphql")
-    out.print(f"  метрики       {base}/metrics   состояние {base}/readyz")
-    out.print("\n[bold]Учётные записи · accounts[/]")
-    for account in accounts:
-        out.print(f"  {account.role:<11} {account.email:<28} {account.password:<22} {escape(account.note)}")
-    first = accounts[0]
-    out.print(
-        "\n[bold]Первый запрос · a first query[/] (GraphiQL, вкладка Headers: токен · the token goes to Headers)"
-    )
-    out.print(
-        escape(
-            f'  mutation {{ signIn(input: {{email: "{first.email}", password: "{first.password}"}}) '
-            "{ ... on Tokens { accessToken } ... on Refusal { message } } }"
-        )
-    )
-    out.print('  {"Authorization": "Bearer …"}', markup=False)
-    out.print("\n" + escape(demo.FIRST_QUERY.strip()) + "\n")
-    out.print("[dim]Ctrl-C останавливает всё · stops everything[/]\n")
 
 
 @app.command(name="migrate")

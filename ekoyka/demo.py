@@ -4,6 +4,7 @@ Owns nothing of the domain: rows are made in bulk under all of its constraints, 
 own (certificates, reservations, the link of a record to an account) goes through the operations.
 """
 
+import asyncio
 import random
 import re
 from collections import Counter
@@ -14,10 +15,13 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from faker import Faker
+from rich.console import Console
+from rich.markup import escape
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
+from ekoyka import __version__
 from ekoyka.certificates.operations import issue
 from ekoyka.database import Database
 from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, RoomSex, ServiceState
@@ -27,6 +31,7 @@ from ekoyka.identity.tables import Account, Role, RoleGrant
 from ekoyka.inpatient.patients import link_account
 from ekoyka.inpatient.reservations import reserve_bed
 from ekoyka.inpatient.tables import BedAssignment, Outcome, Patient, Sex, Stay
+from ekoyka.settings import Settings
 
 FIRST_QUERY = """\
 {
@@ -577,3 +582,42 @@ class _Maker:
 def _takes(room: Room, patient: dict[str, Any]) -> bool:
     """Whether the room is for this patient."""
     return room.isolation == patient["needs_isolation"] and room.sex in (RoomSex.ANY, patient["sex"])
+
+
+async def _main() -> None:
+    """The database of the environment holds the network, and whoever started it is told how to get in."""
+    settings = Settings()
+    assert settings.database_url is not None
+    hasher = PasswordHasher(settings.password_hash_rounds)
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    async with Database(settings.database_url.get_secret_value(), settings, pooled=False) as database:
+        accounts = await fill(
+            database,
+            hasher=hasher,
+            say=lambda message: err.print(f"[dim]·[/] {escape(message)}"),
+            base_url=settings.base_url,
+        )
+    hasher.close()
+    out, base, first = Console(highlight=False, soft_wrap=True), settings.base_url, accounts[0]
+    out.print(f"\n[bold]ЭКойка {__version__}[/]  {base}")
+    out.print(f"  GraphiQL      {base}/graphql")
+    out.print(f"  метрики       {base}/metrics   состояние {base}/readyz")
+    out.print("\n[bold]Учётные записи · accounts[/]")
+    for account in accounts:
+        out.print(f"  {account.role:<11} {account.email:<28} {account.password:<22} {escape(account.note)}")
+    out.print(
+        "\n[bold]Первый запрос · a first query[/] (GraphiQL, вкладка Headers: токен · the token goes to Headers)"
+    )
+    out.print(
+        escape(
+            f'  mutation {{ signIn(input: {{email: "{first.email}", password: "{first.password}"}}) '
+            "{ ... on Tokens { accessToken } ... on Refusal { message } } }"
+        )
+    )
+    out.print('  {"Authorization": "Bearer …"}', markup=False)
+    out.print("\n" + escape(FIRST_QUERY.strip()) + "\n")
+    out.print("[dim]Ctrl-C останавливает всё · stops everything[/]\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

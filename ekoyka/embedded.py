@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -128,8 +128,16 @@ def _quietly(_message: str) -> None:
     """Nobody watches the progress."""
 
 
-def start(data_dir: Path, *, durable: bool = True, say: Callable[[str], None] = _quietly) -> EmbeddedServer:
+def start(
+    data_dir: Path,
+    *,
+    durable: bool = True,
+    settings: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = _quietly,
+) -> EmbeddedServer:
     """A PostgreSQL runs on `data_dir`, accepts connections and holds the database "ekoyka".
+
+    `settings` are PostgreSQL's own, beside those it is always given.
 
     Blocks, up to minutes after a crash of much data. A server that a killed owner left behind is stopped and
     replaced. With `durable=False` a power cut may lose everything: for tests only. The server stops when
@@ -144,7 +152,7 @@ def start(data_dir: Path, *, durable: bool = True, say: Callable[[str], None] = 
             "or use WSL."
         )
     try:
-        return _start(data_dir.expanduser().resolve(), durable, say)
+        return _start(data_dir.expanduser().resolve(), durable, settings or {}, say)
     except OSError as error:
         where = error.filename or data_dir
         if error.errno == errno.ENOSPC:
@@ -179,17 +187,23 @@ def stop(server: EmbeddedServer) -> None:
 
 @contextmanager
 def running(
-    data_dir: Path, *, durable: bool = True, say: Callable[[str], None] = _quietly
+    data_dir: Path,
+    *,
+    durable: bool = True,
+    settings: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = _quietly,
 ) -> Iterator[EmbeddedServer]:
     """The server runs within the block, and nothing of it afterwards."""
-    server = start(data_dir, durable=durable, say=say)
+    server = start(data_dir, durable=durable, settings=settings, say=say)
     try:
         yield server
     finally:
         stop(server)
 
 
-def _start(data_dir: Path, durable: bool, say: Callable[[str], None]) -> EmbeddedServer:
+def _start(
+    data_dir: Path, durable: bool, more: Mapping[str, str], say: Callable[[str], None]
+) -> EmbeddedServer:
     data_dir.mkdir(parents=True, exist_ok=True)
     cluster = data_dir / "cluster"
     with ExitStack() as undo:
@@ -210,7 +224,7 @@ def _start(data_dir: Path, durable: bool, say: Callable[[str], None]) -> Embedde
         say(f"starting PostgreSQL {programs.version}…")
         socket_dir = _make_socket_dir(programs)
         undo.callback(shutil.rmtree, socket_dir, ignore_errors=True)
-        settings = _SETTINGS | {"unix_socket_directories": f'"{socket_dir}"'}
+        settings = _SETTINGS | dict(more) | {"unix_socket_directories": f'"{socket_dir}"'}
         if not durable:
             settings |= _FORGETFUL_SETTINGS
         supervisor = _spawn(data_dir, programs, settings, socket_dir, server_lock)

@@ -323,7 +323,9 @@ ARGUMENTS: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
     "list": lambda variables: [],
     "point": _key,
     "history": _key,
-    "search": lambda variables: [" & ".join(f"{word}:*" for word in variables["text"].split())],
+    "search": lambda variables: [
+        " & ".join(f"{word}:*" for word in variables["text"].lower().replace("ё", "е").split())
+    ],
     "discharged": _discharged_arguments,
 }
 

@@ -42,6 +42,11 @@ def _guard(value: Callable[[str], str]) -> str:
     return guard(value("account"), value("version"))
 
 
+def shape_of(actor: Actor | None) -> ActorShape:
+    """What of the actor changes a plan."""
+    return _ANONYMOUS if actor is None else _shape(actor.roles)
+
+
 @cache
 def _shape(roles: frozenset[Role]) -> ActorShape:
     return ActorShape(frozenset(role.value for role in roles), _VALUES, _guard)
@@ -116,9 +121,7 @@ class Run(ReadContext):
         return self.actor
 
     def actor_shape(self) -> ActorShape:
-        if self.actor is None:
-            return _ANONYMOUS
-        return _shape(self.actor.roles)
+        return shape_of(self.actor)
 
     def actor_values(self) -> Mapping[str, Any]:
         actor, services = self.actor, self.services
