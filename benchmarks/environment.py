@@ -77,7 +77,17 @@ async def _ensure(maintenance: str, url: str, scale: float) -> None:
             "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
         )
         await dataset.build(url, scale=scale)
+        await _add_functions(url)
         await connection.execute(f"COMMENT ON DATABASE {name} IS '{wanted}'")
+    finally:
+        await connection.close()
+
+
+async def _add_functions(url: str) -> None:
+    """What PostGraphile needs beside the tables."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute((NODE_PEERS / "postgraphile.sql").read_text())
     finally:
         await connection.close()
 

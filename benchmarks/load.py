@@ -93,9 +93,10 @@ class _Connection:
 
 
 def run(port: int, requests: Sequence[bytes], *, concurrency: int, seconds: float) -> Load:
-    """The requests are sent in turn for so long; what is under way at the end is waited for, uncounted.
+    """The requests are sent in turn for so long; what is under way at the end is waited for.
 
-    Raises `BadAnswer`.
+    It is not counted, unless the server is so slow that fewer answers came in time than there are connections:
+    then all of them count, and the time until the last. Raises `BadAnswer`.
     """
     connections = [_Connection(port) for _ in range(concurrency)]
     poll = select.epoll()
@@ -104,6 +105,7 @@ def run(port: int, requests: Sequence[bytes], *, concurrency: int, seconds: floa
         poll.register(number, select.EPOLLIN)
     turns = cycle(requests)
     latencies: list[float] = []
+    late: list[float] = []
     started = perf_counter()
     ends = started + seconds
     for connection in connections:
@@ -122,7 +124,11 @@ def run(port: int, requests: Sequence[bytes], *, concurrency: int, seconds: floa
                 latencies.append(now - connection.sent_at)
                 connection.send(next(turns))
             else:
+                late.append(now - connection.sent_at)
                 under_way -= 1
+                poll.unregister(number)  # its server may close what has nothing to do
     for connection in connections:
         connection.socket.close()
+    if len(latencies) < concurrency:
+        return Load(perf_counter() - started, sorted([*latencies, *late]))
     return Load(seconds, sorted(latencies))

@@ -44,7 +44,7 @@ def variables(name: str, turn: int) -> dict[str, object]:
         case "history":
             return {"id": encode("Patient", 1 + turn % 32)}
         case "search":
-            return {"text": ("смирн серг", "петров", "фёдор ар", "иван", "орл мак")[turn % 5]}
+            return {"text": ("смирн серг", "Петр алекс", "фёдор ар", "иван дмит", "орл мак")[turn % 5]}
         case "discharged":
             return {
                 "dispensary": encode("Dispensary", 1 + turn % 5),

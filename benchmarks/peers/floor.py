@@ -350,7 +350,9 @@ def app(kind: str) -> Starlette:
 
     async def answer(request: Request) -> Response:
         body = orjson.loads(await request.body())
-        name = body["operationName"].lower()
+        name = body.get("operationName", "").lower()
+        if name not in ROOTS:
+            return Response(status_code=400)
         arguments = ARGUMENTS[name](body["variables"])
         root = ROOTS[name].encode()
         if kind == "json":
