@@ -38,6 +38,7 @@ from ekoyka.certificates import downloads
 from ekoyka.certificates.operations import facts_of, keep_pdf
 from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
+from ekoyka.documents import Documents
 from ekoyka.errors import Refusal
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
@@ -80,6 +81,7 @@ def create_app(settings: Settings) -> Starlette:
         download_keys=tuple(downloads.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
         feed=Feed(database),
+        documents=Documents(database),
     )
 
     @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from ekoyka import embedded, migrate
+from ekoyka import documents, embedded, manifest, migrate
 from ekoyka.api.schema import build_schema, sdl
 from ekoyka.checkup import checkup
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
@@ -28,11 +28,14 @@ from ekoyka.identity.operations import create_admin
 from ekoyka.imports.facilities import FacilityColumns, import_facilities
 from ekoyka.imports.files import BadFile, Report
 from ekoyka.imports.stays import StayColumns, import_stays
+from ekoyka.manifest import BadDocuments
 from ekoyka.settings import LogFormat, Mode, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 imports = typer.Typer(no_args_is_help=True, help="Read CSV files into the database.")
 app.add_typer(imports, name="import")
+trusted = typer.Typer(no_args_is_help=True, help="Trust the operations of client builds.")
+app.add_typer(trusted, name="documents")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 _Result = TypeVar("_Result")
@@ -50,7 +53,14 @@ def _plainly() -> Iterator[None]:
             variable = name if name == "DATABASE_URL" else f"EKOYKA_{name.upper()}"
             err.print(f"[red]{escape(variable)}:[/] {escape(item['msg'])}")
         raise typer.Exit(2) from None
-    except (SettingsIncomplete, embedded.EmbeddedPostgresError, DatabaseUnfit, BadFile, Refusal) as error:
+    except (
+        SettingsIncomplete,
+        embedded.EmbeddedPostgresError,
+        DatabaseUnfit,
+        BadFile,
+        BadDocuments,
+        Refusal,
+    ) as error:
         err.print(f"[red]{escape(error.message('ru') if isinstance(error, Refusal) else str(error))}[/]")
         raise typer.Exit(2) from None
     except DatabaseUnavailable:
@@ -290,6 +300,66 @@ def import_stays_command(
         encoding=encoding,
     )
     _imported(lambda database, progress: import_stays(database, folder, columns, progress=progress))
+
+
+def _short(client: str) -> str:
+    if not 1 <= len(client) <= 100:
+        raise typer.BadParameter("1 to 100 characters")
+    return client
+
+
+_Client = Annotated[
+    str, typer.Option(help="Name and version of the client's build, such as web-1.4.0.", callback=_short)
+]
+
+
+@trusted.command("register")
+def register_documents(
+    paths: Annotated[list[Path], typer.Argument(help="GraphQL files, JSON manifests, or folders of them.")],
+    client: _Client,
+) -> None:
+    """Register the operations of a client's build, all or none. Repeating it changes nothing."""
+
+    async def work(database: Database) -> int:
+        async with database.transaction() as session:
+            return await documents.register(session, client, (item.text for item in found))
+
+    with _plainly():
+        found = manifest.read(build_schema()._schema, paths)
+    added = _with_database(work)
+    for item in found:
+        out.print(f"{item.id}  {item.operations}", markup=False)
+    _say(f"документов · documents: {len(found)}, новых · new: {added}")
+
+
+@trusted.command("list")
+def list_documents() -> None:
+    """Clients, how many documents each has registered, and since when."""
+
+    async def work(database: Database) -> list[Any]:
+        return list(
+            await database.fetch(
+                "SELECT client, count(*) AS documents, min(registered_at) AS since "
+                "FROM trusted_document GROUP BY client ORDER BY since, client"
+            )
+        )
+
+    for row in _with_database(work):
+        out.print(f"{row['since']:%Y-%m-%d}  {row['documents']:>5}  {row['client']}", markup=False)
+
+
+@trusted.command("forget")
+def forget_documents(client: _Client) -> None:
+    """Trust a client's documents no more; those that another client registered too stay trusted.
+
+    Running servers forget when they are restarted.
+    """
+
+    async def work(database: Database) -> int:
+        async with database.transaction() as session:
+            return await documents.forget(session, client)
+
+    _say(f"забыто · forgotten: {_with_database(work)}")
 
 
 @app.command()

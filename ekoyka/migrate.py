@@ -11,6 +11,7 @@ from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
 import ekoyka.certificates.tables
+import ekoyka.documents
 import ekoyka.facilities.tables
 import ekoyka.feed
 import ekoyka.identity.tables

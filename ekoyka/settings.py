@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     )
     lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
+    trusted_documents_only: bool = Field(
+        False,
+        description="Only documents registered by `ekoyka documents` are answered; then the explorer is not.",
+    )
     log_format: LogFormat = Field(LogFormat.JSON, description="json, or console.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

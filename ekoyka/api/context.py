@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from ekoyka.certificates.downloads import pads
 from ekoyka.certificates.render import Renderer
 from ekoyka.database import Database
+from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.execution import ActorGone, ReadContext
@@ -68,6 +69,7 @@ class Services:
     download_keys: tuple[bytes, ...]
     renderer: Renderer
     feed: Feed
+    documents: Documents
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:

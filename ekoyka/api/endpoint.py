@@ -33,7 +33,8 @@ from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import Bas
 from strawberry.types.graphql import OperationType
 
 from ekoyka.api.context import Run, Services
-from ekoyka.api.presentation import present
+from ekoyka.api.presentation import UNAVAILABLE, present
+from ekoyka.api.requests import BadRequest, document_of
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.plan import PlanError
 from ekoyka.identity.credentials import NotAuthenticated, ReadToken
@@ -150,8 +151,8 @@ class Endpoint:
             body = orjson.loads(await _whole(receive))
         except orjson.JSONDecodeError:
             return failure(400, "BAD_REQUEST", "The body is not JSON in UTF-8.")
-        if not isinstance(body, dict) or not isinstance(body.get("query"), str):
-            return failure(400, "BAD_REQUEST", "The body is an object with a `query` that is text.")
+        if not isinstance(body, dict):
+            return failure(400, "BAD_REQUEST", "The body is an object with a `query` or a `documentId`.")
         if not isinstance(body.get("variables"), dict | None):
             return failure(400, "BAD_REQUEST", "`variables` is an object.")
         if not isinstance(body.get("operationName"), str | None):
@@ -166,13 +167,19 @@ class Endpoint:
                 "The access token is not good (any more): sign in, or refresh it.",
                 {"www-authenticate": 'Bearer error="invalid_token"'},
             )
+        try:
+            text = await document_of(services, body)
+        except BadRequest as error:
+            return failure(error.status, error.code, error.message)
+        except DatabaseUnavailable:
+            return failure(503, "SERVICE_UNAVAILABLE", UNAVAILABLE, {"retry-after": "1"})
         actor = token.actor if token else None
         run = Run(services, HTTPConnection(scope), actor, preferred(headers[b"accept-language"]))
-        return await self._answer(run, body, headers)
+        return await self._answer(run, text, body, headers)
 
-    async def _answer(self, run: Run, body: dict[str, Any], headers: Fields) -> Response:
+    async def _answer(self, run: Run, query: str, body: dict[str, Any], headers: Fields) -> Response:
         started = perf_counter()
-        query, name, variables = body["query"], body.get("operationName") or None, body.get("variables")
+        name, variables = body.get("operationName") or None, body.get("variables")
         run.names_operation = name is not None
         data: bytes | None = None
         errors: list[dict[str, Any]] = []

@@ -14,9 +14,10 @@ from ekoyka.observability import request_id, where
 
 log = structlog.get_logger(__name__)
 
+UNAVAILABLE = "The database cannot be reached right now; the same request may succeed in a moment."
 _SENTENCES = {
     "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
-    "SERVICE_UNAVAILABLE": "The database cannot be reached right now; the same request may succeed in a moment.",
+    "SERVICE_UNAVAILABLE": UNAVAILABLE,
     "INTERNAL": "Something went wrong on our side. It is in the log under this request id.",
 }
 
