@@ -30,10 +30,13 @@ from starlette.staticfiles import StaticFiles
 from strawberry import Schema
 
 from ekoyka import explorer, feed, migrate
+from ekoyka.api.accounts import Accounts
 from ekoyka.api.context import Run, Services
-from ekoyka.api.endpoint import Endpoint, Sockets, language_of
+from ekoyka.api.endpoint import Endpoint, language_of
 from ekoyka.api.identity_mutations import refresh, sign_in
 from ekoyka.api.schema import build_schema
+from ekoyka.api.sockets import Sockets
+from ekoyka.api.watching import Watching
 from ekoyka.certificates import downloads
 from ekoyka.certificates.operations import facts_of, keep_pdf
 from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
@@ -72,6 +75,7 @@ def create_app(settings: Settings) -> Starlette:
     keys = load_keys(settings)
     schema = _schema()
     database = Database(settings.database_url.get_secret_value(), settings, on_statement=STATEMENTS.inc)
+    listener = Feed(database)
     services = Services(
         settings=settings,
         database=database,
@@ -80,7 +84,9 @@ def create_app(settings: Settings) -> Starlette:
         tokens=Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s),
         download_keys=tuple(downloads.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
-        feed=Feed(database),
+        feed=listener,
+        watching=Watching(database, listener, buffer_bytes=settings.feed_buffer_bytes),
+        accounts=Accounts(database, listener),
         documents=Documents(database),
     )
 

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ekoyka import documents, embedded, manifest, migrate
+from ekoyka.api.outlets import DirectProtocol
 from ekoyka.api.schema import build_schema, sdl
 from ekoyka.checkup import checkup
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
@@ -130,8 +131,11 @@ def _serve(settings: Settings) -> None:
                 workers=settings.workers,
                 loop="uvloop" if sys.platform != "win32" else "asyncio",
                 http="httptools",
-                ws="websockets-sansio",
+                ws=DirectProtocol,
                 ws_max_size=256 * 1024,
+                # A frame is made once for all who are sent it; compressing would do it again for each, and
+                # keep each socket's window in memory.
+                ws_per_message_deflate=False,
                 log_config=None,
                 access_log=False,
                 server_header=False,

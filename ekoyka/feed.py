@@ -1,8 +1,9 @@
 """The feed: events written with the change they tell of, and carried to every process after the commit.
 
-`publish` writes into the outbox inside the change's transaction. One connection per process listens; a
-follower of a topic is woken and reads the outbox from its own cursor on, so that a lost notification can
-delay an event but never lose it. Knows no domain and authorises nothing: whoever sends an event on does.
+`publish` writes into the outbox inside the change's transaction. One connection per process listens and
+rings for whoever follows a topic; followers read the outbox from their own cursors on, so that a lost
+notification can delay an event but never lose it. Knows no domain and authorises nothing: whoever sends an
+event on does.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -86,50 +86,31 @@ async def publish(session: AsyncSession, topic: str, *payloads: dict[str, Any]) 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event of a topic, as it was written."""
-
-    cursor: int
-    payload: dict[str, Any]
-    occurred_at: datetime
+# One read tells of no more events than this; what is left comes with the next.
+BATCH = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A follower's present state must be read afresh: at the beginning, after a cut, or when too far behind."""
+def place(topic: str, since: str, upto: str) -> str:
+    """SQL of the cursor that a read of the topic reaches, given SQL of where it begins and of its limit.
+
+    Either may be NULL: a read from nowhere is one of the present state, and reaches the topic's last cursor.
+    """
+    return (
+        f"least(coalesce((SELECT f.last_cursor FROM feed_topic f WHERE f.topic = {topic}), 0), "
+        f"{since} + {BATCH}, {upto})"
+    )
 
 
-class Watch:
-    """A follower's alarm for one topic."""
-
-    def __init__(self) -> None:
-        self._rung = asyncio.Event()
-        self._cut = False
-
-    def ring(self, *, cut: bool = False) -> None:
-        """Something happened, or (``cut``) may have happened unheard."""
-        self._cut |= cut
-        self._rung.set()
-
-    async def wait(self) -> bool:
-        """Waits for the next ring; whether the listening connection was cut since the last."""
-        await self._rung.wait()
-        self._rung.clear()
-        cut, self._cut = self._cut, False
-        return cut
+def events(topic: str, since: str, upto: str) -> str:
+    """A SELECT of the topic's events that such a read tells of; none where it is of the present state."""
+    return (
+        f"(SELECT f.* FROM feed_event f WHERE f.topic = {topic} AND f.cursor > {since} "
+        f"AND f.cursor <= {place(topic, since, upto)})"
+    )
 
 
-_BATCH = 500
-_EVENTS = (
-    "SELECT cursor, payload::text AS payload, occurred_at FROM feed_event "
-    f"WHERE topic = $1 AND cursor > $2 ORDER BY cursor LIMIT {_BATCH}"
-)
-# The last cursor, and whether the outbox still holds all that came after the follower's.
-_PLACE = (
-    "SELECT coalesce((SELECT last_cursor FROM feed_topic WHERE topic = $1), 0) AS last, "
-    "coalesce((SELECT min(cursor) FROM feed_event WHERE topic = $1), 1) AS first"
-)
+Ring = Callable[[int | None], None]
+"""Is called with the topic's cursor that was heard of, or with None where something may have gone unheard."""
 
 
 class Feed:
@@ -141,7 +122,7 @@ class Feed:
         self._database = database
         self._heartbeat_s = heartbeat_s
         self._retry_s = retry_s
-        self._watches: defaultdict[str, set[Watch]] = defaultdict(set)
+        self._rings: defaultdict[str, dict[Ring, None]] = defaultdict(dict)
         self._task: asyncio.Task[None] | None = None
         self.connected = False
 
@@ -155,43 +136,15 @@ class Feed:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    @contextlib.contextmanager
-    def watch(self, topic: str) -> Iterator[Watch]:
-        """An alarm that rings for the topic while the block lasts."""
-        watch = Watch()
-        self._watches[topic].add(watch)
-        try:
-            yield watch
-        finally:
-            self._watches[topic].discard(watch)
-            if not self._watches[topic]:
-                del self._watches[topic]
+    def follow(self, topic: str, ring: Ring) -> None:
+        """From now on the ring is called for the topic, in the event loop; it only takes note."""
+        self._rings[topic][ring] = None
 
-    async def follow(self, topic: str, after: int | None) -> AsyncGenerator[Snapshot | Event, int]:
-        """The topic's events in order, without end.
-
-        A `Snapshot` comes first when ``after`` is None or when the outbox no longer holds all that came
-        after it, and again after the listening connection was cut. Whoever reads the present state for it
-        sends back (`asend`) the topic's cursor in that state, from which the events go on.
-        Raises `DatabaseUnavailable`.
-        """
-        with self.watch(topic) as watch:
-            cursor = after
-            if after is not None:
-                place = (await self._database.fetch(_PLACE, topic))[0]
-                if not place["first"] - 1 <= after <= place["last"]:
-                    cursor = None
-            due = cursor is None
-            while True:
-                while cursor is not None and (rows := await self._database.fetch(_EVENTS, topic, cursor)):
-                    for row in rows:
-                        cursor = row["cursor"]
-                        yield Event(row["cursor"], orjson.loads(row["payload"]), row["occurred_at"])
-                if due:
-                    cursor = yield Snapshot()
-                    due = False
-                else:
-                    due = await watch.wait()
+    def leave(self, topic: str, ring: Ring) -> None:
+        """The ring is not called any more."""
+        self._rings[topic].pop(ring, None)
+        if not self._rings[topic]:
+            del self._rings[topic]
 
     async def _listen(self) -> None:
         pause, longest = self._retry_s
@@ -222,13 +175,14 @@ class Feed:
             pause = min(pause * 2, longest)
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        for watch in self._watches.get(str(payload).rpartition(" ")[0], ()):
-            watch.ring()
+        topic, _, cursor = str(payload).rpartition(" ")
+        for ring in self._rings.get(topic, ()):
+            ring(int(cursor) if cursor.isdigit() else None)
 
     def _ring_all(self) -> None:
-        for watches in self._watches.values():
-            for watch in watches:
-                watch.ring(cut=True)
+        for rings in self._rings.values():
+            for ring in rings:
+                ring(None)
 
 
 async def prune(database: Database, *, keep_s: int) -> None:
@@ -237,8 +191,3 @@ async def prune(database: Database, *, keep_s: int) -> None:
         "DELETE FROM feed_event WHERE occurred_at < clock_timestamp() - make_interval(secs => $1)",
         float(keep_s),
     )
-
-
-def lag_s(event: Event) -> float:
-    """Seconds since the event was written."""
-    return (datetime.now(UTC) - event.occurred_at).total_seconds()

@@ -46,10 +46,16 @@ STATEMENTS = Counter("ekoyka_statements_total", "SQL statements sent.")
 SUBSCRIPTIONS = Gauge("ekoyka_subscriptions_open", "Subscriptions under way.", multiprocess_mode="livesum")
 FEED_LAG = Histogram(
     "ekoyka_feed_lag_seconds",
-    "Time from an event's writing to its sending.",
+    "Age of the oldest change that an event tells of, when the event is read.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
+FEED_READS = Counter("ekoyka_feed_reads_total", "Reads of the feed's events, each for all who ask the same.")
+FEED_FRAMES = Counter("ekoyka_feed_frames_total", "Frames sent to subscribers of the feed.")
+FEED_DROPPED = Counter("ekoyka_feed_dropped_total", "Sockets closed because their clients read too slowly.")
 RESERVATIONS_LAPSED = Counter("ekoyka_reservations_lapsed_total", "Reservations ended by their time.")
+
+# Where a socket's scope says with which code it was closed, if that went around ASGI.
+CLOSED_WITH = "ekoyka.closed_with"
 
 # Callers may name their request; nothing else of theirs gets into a log line.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -180,7 +186,7 @@ class RequestLog:
                 method=scope.get("method"),
                 # The template: addresses themselves can hold codes and signatures.
                 route=getattr(route, "path", None),
-                status=status,
+                status=scope.get(CLOSED_WITH, status),
                 seconds=round(perf_counter() - started, 4),
             )
             request_id.reset(mark)

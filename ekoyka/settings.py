@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     )
     lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
+    feed_buffer_bytes: int = Field(
+        1 << 20, ge=1 << 16, description="How much a subscriber may leave unread before it is dropped."
+    )
     trusted_documents_only: bool = Field(
         False,
         description="Only documents registered by `ekoyka documents` are answered; then the explorer is not.",

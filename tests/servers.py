@@ -107,6 +107,7 @@ class Socket:
 
     connection: ClientConnection
     frames: dict[str, asyncio.Queue[dict[str, Any]]] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
     _reader: asyncio.Task[None] | None = None
 
     @classmethod
@@ -148,6 +149,22 @@ class Socket:
         [value] = frame["payload"]["data"].values()
         found: dict[str, Any] = value
         return found
+
+    async def told(self, key: str, count: int) -> list[dict[str, Any]]:
+        """The next so many changes of a feed, in however many events; `last` is the last of them."""
+        changes: list[dict[str, Any]] = []
+        while len(changes) < count:
+            event = await self.event(key)
+            assert event["kind"] == "CHANGE", event
+            assert event["changes"], event
+            changes += event["changes"]
+            self.last = event
+        assert len(changes) == count, changes
+        return changes
+
+    async def complete(self, key: str) -> None:
+        """The operation is over, by this client's wish."""
+        await self.connection.send(orjson.dumps({"id": key, "type": "complete"}).decode())
 
     async def closed(self) -> int:
         """The code with which the server closed the socket."""

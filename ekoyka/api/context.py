@@ -11,6 +11,9 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
+from ekoyka.api.accounts import Accounts
+from ekoyka.api.presentation import OutOfSight
+from ekoyka.api.watching import Watching
 from ekoyka.certificates.downloads import pads
 from ekoyka.certificates.render import Renderer
 from ekoyka.database import Database
@@ -53,10 +56,6 @@ def _shape(roles: frozenset[Role]) -> ActorShape:
     return ActorShape(frozenset(role.value for role in roles), _VALUES, _guard)
 
 
-class OutOfSight(Exception):
-    """The row that an answer was to show is not the actor's to see."""
-
-
 @dataclass(frozen=True)
 class Services:
     """The parts of the server that live as long as its process."""
@@ -70,6 +69,8 @@ class Services:
     renderer: Renderer
     feed: Feed
     documents: Documents
+    watching: Watching
+    accounts: Accounts
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
@@ -149,7 +150,7 @@ class Run(ReadContext):
         made: int | Mapping[str, Any],
         session: AsyncSession | None = None,
     ) -> dict[str, Any]:
-        """A mutation's or event's answer, read by the selection planned for this type; one statement.
+        """A mutation's answer, read by the selection planned for this type; one statement.
 
         ``made`` is a row's key, or the values of a type declared with columns. With a session it sees what
         the transaction has changed.

@@ -1,35 +1,26 @@
-"""GraphQL over HTTP and over WebSocket: who asks, the operation, the answer.
+"""GraphQL over HTTP: who asks, the operation, the answer.
 
-HTTP takes ``POST`` with JSON and nothing else, so nothing is changed by a link. The WebSocket speaks
-graphql-transport-ws; the socket is closed with 4401 when its token expires and with 4403 when its account
-is blocked or its roles change.
+Takes ``POST`` with JSON and nothing else, so nothing is changed by a link.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gzip
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import orjson
 import strawberry
 import structlog
 from graphql import GraphQLError
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
-from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
 from strawberry.exceptions import MissingQueryError
-from strawberry.extensions import SchemaExtension
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
-from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
-from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 from strawberry.types.graphql import OperationType
 
 from ekoyka.api.context import Run, Services
@@ -38,11 +29,7 @@ from ekoyka.api.requests import BadRequest, document_of
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.plan import PlanError
 from ekoyka.identity.credentials import NotAuthenticated, ReadToken
-from ekoyka.identity.queries import guard
 from ekoyka.observability import count_operation, request_id
-
-if TYPE_CHECKING:
-    from strawberry.subscriptions.protocols.graphql_transport_ws.types import Message
 
 log = structlog.get_logger(__name__)
 _JSON = "application/json"
@@ -118,7 +105,7 @@ def failure(status: int, code: str, message: str, headers: Mapping[str, str] | N
 
 
 class Endpoint:
-    """The HTTP half: one JSON body in, one JSON body out.
+    """One JSON body in, one JSON body out.
 
     A query that the compiler covers is answered from its plan; everything else is Strawberry's to execute.
     """
@@ -231,111 +218,3 @@ class Endpoint:
                 content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
         media_type = _GRAPHQL_JSON if _GRAPHQL_JSON in accept else _JSON
         return Response(content, status, more, f"{media_type}; charset=utf-8")
-
-
-class PresentedEvents(SchemaExtension):
-    """Errors in a socket's frames look as they do over HTTP."""
-
-    def on_stream_result(self, result: Any) -> Iterator[None]:
-        if result.errors:
-            shown = zip(result.errors, present(result.errors), strict=True)
-            result.errors = [
-                GraphQLError(new["message"], old.nodes, path=old.path, extensions=new["extensions"])
-                for old, new in shown
-            ]
-        yield
-
-
-class _TextFrames(ASGIWebSocketAdapter):
-    """Frames are text; answers that are JSON already are not parsed again."""
-
-    async def send_json(self, message: Mapping[str, object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the socket was closed meanwhile, by us
-            await self.ws.send_text(orjson.dumps(message).decode())
-
-    async def close(self, code: int, reason: str) -> None:
-        with contextlib.suppress(RuntimeError):
-            await super().close(code, reason)
-
-
-class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
-    """A socket: authenticated once, watched as long as it is open."""
-
-    _keeper: asyncio.Task[None] | None = None
-
-    async def handle_connection_init(self, message: Any) -> None:
-        payload = message.get("payload") or {}
-        if isinstance(payload, dict) and not self.connection_init_received:
-            try:
-                given = payload.get("authorization") or payload.get("Authorization") or ""
-                token = bearer(str(given), self.context.services)
-            except NotAuthenticated:
-                await self.websocket.close(4401, "The access token is not good (any more).")
-                return
-            if token is not None:
-                self.context.actor = token.actor
-                self._keeper = asyncio.create_task(self._keep(token))
-        await super().handle_connection_init(message)
-
-    async def handle_message(self, message: Any) -> None:
-        if not isinstance(message, dict):
-            await self.handle_invalid_message("A message is an object.")
-            return
-        try:
-            await super().handle_message(cast("Message", message))
-        except (TypeError, AttributeError):
-            await self.handle_invalid_message("The message is malformed.")
-
-    async def _keep(self, token: ReadToken) -> None:
-        """The socket is closed when the token ends or the account is no longer what it says."""
-        services, actor = self.context.services, token.actor
-        question = f"SELECT {guard('$1::bigint', '$2::int')}"
-        with services.feed.watch(f"account:{actor.account_id}") as watch:
-            while True:
-                left = (token.expires_at - datetime.now(UTC)).total_seconds()
-                if left <= 0:
-                    await self.websocket.close(4401, "The access token has ended.")
-                    return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(watch.wait(), left)
-                    while True:
-                        try:
-                            current = await services.database.fetch_value(
-                                question, actor.account_id, actor.auth_version
-                            )
-                            break
-                        except DatabaseUnavailable:
-                            await asyncio.sleep(0.5)
-                    if not current:
-                        await self.websocket.close(4403, "The account was blocked or its roles have changed.")
-                        return
-
-    async def shutdown(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        await super().shutdown()
-
-
-class Sockets(GraphQL[Run, None]):
-    """The WebSocket half."""
-
-    websocket_adapter_class = _TextFrames
-    graphql_transport_ws_handler_class = _Handler
-
-    def __init__(self, schema: strawberry.Schema, *, operations_per_socket: int) -> None:
-        super().__init__(
-            schema,
-            graphql_ide=None,
-            allow_queries_via_get=False,
-            subscription_protocols=(GRAPHQL_TRANSPORT_WS_PROTOCOL,),
-            connection_init_wait_timeout=timedelta(seconds=10),
-            max_subscriptions_per_connection=operations_per_socket,
-        )
-
-    async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Run:
-        return Run(request.app.state.services, request, None, language_of(request))
-
-    def decode_json(self, data: str | bytes) -> object:
-        return orjson.loads(data)

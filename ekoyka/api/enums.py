@@ -109,7 +109,7 @@ graph.enum(
     "What an event of the feed is.",
     {
         "SNAPSHOT": "The present state: at the beginning, and whenever changes may have been missed.",
-        "CHANGE": "One committed change.",
+        "CHANGE": "Committed changes, one or more.",
     },
 )
 graph.enum(

@@ -14,9 +14,15 @@ from ekoyka.observability import request_id, where
 
 log = structlog.get_logger(__name__)
 
+
+class OutOfSight(Exception):
+    """The row that an answer was to show is not there, or not the actor's to see."""
+
+
 UNAVAILABLE = "The database cannot be reached right now; the same request may succeed in a moment."
 _SENTENCES = {
     "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
+    "NOT_FOUND": "There is no such record.",
     "SERVICE_UNAVAILABLE": UNAVAILABLE,
     "INTERNAL": "Something went wrong on our side. It is in the log under this request id.",
 }
@@ -35,6 +41,9 @@ def _present(error: GraphQLError) -> dict[str, Any]:
     code = (error.extensions or {}).get("code") or (getattr(cause, "extensions", None) or {}).get("code")
     if isinstance(cause, ActorGone | NotAuthenticated):
         code = "UNAUTHENTICATED"
+        shown["message"] = _SENTENCES[code]
+    elif isinstance(cause, OutOfSight):
+        code = "NOT_FOUND"
         shown["message"] = _SENTENCES[code]
     elif isinstance(cause, DatabaseUnavailable):
         code = "SERVICE_UNAVAILABLE"

@@ -18,6 +18,11 @@ class BadRequest(Exception):
         self.code = code
         self.message = message
 
+    @property
+    def formatted(self) -> dict[str, Any]:
+        """The error as clients see it."""
+        return {"message": self.message, "extensions": {"code": self.code}}
+
 
 async def document_of(services: Services, request: Mapping[str, Any]) -> str:
     """The document's text. Raises `BadRequest`, `DatabaseUnavailable`."""

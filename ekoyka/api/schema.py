@@ -20,10 +20,10 @@ from ekoyka.api import (
     inpatient_mutations,
     refusals,
 )
-from ekoyka.api.endpoint import PresentedEvents
 from ekoyka.api.mutations import close_codes, mutation_type
 from ekoyka.api.permissions import SIGNED_IN
 from ekoyka.api.scalars import SCALARS
+from ekoyka.api.sockets import PresentedEvents
 from ekoyka.api.subscriptions import subscription_type
 from ekoyka.graph import declare as graph
 from ekoyka.graph.execution import PlannedExecution

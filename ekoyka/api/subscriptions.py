@@ -1,67 +1,110 @@
-"""The live feed in the graph: each event is read by the same path as a query, and authorised when it is sent."""
+"""The live feed in the graph: which events there are, and what each subscription follows."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import strawberry
-from graphql import GraphQLError
+from graphql import GraphQLError, GraphQLSyntaxError, OperationType, get_argument_values
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
-from ekoyka.api.context import OutOfSight, Run
+from ekoyka import feed
+from ekoyka.api.context import Run
 from ekoyka.api.enums import BedChange, FeedKind
 from ekoyka.api.facilities import bed_counts
 from ekoyka.api.permissions import STAFF, staff_of
-from ekoyka.feed import Event, lag_s
+from ekoyka.api.watching import Question
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput, decode_as
+from ekoyka.graph.plan import PlanError, bad_input
 from ekoyka.inpatient.queries import beds_topic
-from ekoyka.observability import FEED_LAG, SUBSCRIPTIONS
 
 if TYPE_CHECKING:
     from ekoyka.api.facilities import Bed, BedCounts, Dispensary
     from ekoyka.api.scalars import DateTime
     from ekoyka.inpatient.queries import BedStatus
 
+# ``since`` and ``upto``: the cursors between which one event tells of changes; both NULL for a snapshot.
+_COLUMNS = {"dispensary_id": "bigint", "bed_id": "bigint", "since": "bigint", "upto": "bigint"}
 
-_COLUMNS = {
-    "kind": "text",
-    "dispensary_id": "bigint",
-    "cursor": "bigint",
-    "bed_id": "bigint",
-    "change": "text",
-    "status": "text",
-    "occurred_at": "timestamptz",
-}
-# A snapshot's cursor is read in the same statement as its state, so that nothing is missed between the two.
-_CURSOR = "coalesce({row}.cursor, (SELECT last_cursor FROM feed_topic WHERE topic = 'beds:' || {row}.dispensary_id), 0)"
+
+def _topic(row: str) -> str:
+    return f"'beds:' || {row}.dispensary_id"
+
+
+def _place(row: str) -> str:
+    return feed.place(_topic(row), f"{row}.since", f"{row}.upto")
+
+
+def _cursor(row: str, number: str) -> str:
+    return f"encode(convert_to({_topic(row)} || ' ' || {number}, 'UTF8'), 'base64')"
+
+
+def _told(row: str) -> str:
+    """A SELECT of the changes that the event tells of: the dispensary's, or those of the watched bed."""
+    return (
+        "(SELECT f.cursor, f.occurred_at, (f.payload->>'bed')::bigint AS bed_id, f.payload->>'change' AS change, "
+        f"f.payload->>'status' AS status, {row}.dispensary_id "
+        f"FROM {feed.events(_topic(row), f'{row}.since', f'{row}.upto')} f "
+        f"WHERE {row}.bed_id IS NULL OR (f.payload->>'bed')::bigint = {row}.bed_id)"
+    )
+
+
+def _marker(row: str) -> str:
+    """What the server needs to know of an event: a JSON list in the order of `watching.Reading`."""
+    passed = feed.events(_topic(row), f"{row}.since", f"{row}.upto")
+    return (
+        f"'[' || {_place(row)} || (SELECT ',' || count(*) || ',' || count(*) FILTER (WHERE {row}.bed_id IS NULL "
+        f"OR (f.payload->>'bed')::bigint = {row}.bed_id) || ',' || "
+        f"coalesce(extract(epoch FROM clock_timestamp() - min(f.occurred_at)), 0) FROM {passed} f) || ']'"
+    )
+
+
+@graph.type_(description="One committed change of a bed.")
+class BedChanged:
+    """A change."""
+
+    cursor: str = graph.expression(
+        lambda row, names: _cursor(row, f"{row}.cursor"), "Its place, as that of an event."
+    )
+    change: BedChange = graph.column("What happened.")
+    status: BedStatus | None = graph.column(
+        "The status that the change led to; null when the bed was no more."
+    )
+    occurred_at: DateTime = graph.column("When.")
+    bed: Bed | None = graph.one("bed_id", "The bed, as it is now; null when it is no more.")
 
 
 @graph.type_(
-    description="An event of the feed of a dispensary's beds.",
+    description="An event of the feed of a dispensary's beds: the present state, or a burst of changes.",
     columns=_COLUMNS,
     scope=staff_of(),
-    marker=lambda row, names: _CURSOR.format(row=row),
+    marker=lambda row, names: _marker(row),
 )
 class BedEvent:
-    """A snapshot or a change."""
+    """A snapshot, or all changes since the last event; all of it is read in one moment."""
 
-    kind: FeedKind = graph.column("Whether it is the present state or one change.")
+    kind: FeedKind = graph.expression(
+        lambda row, names: f"CASE WHEN {row}.since IS NULL THEN 'SNAPSHOT' ELSE 'CHANGE' END",
+        "Whether it is the present state or changes.",
+    )
     cursor: str = graph.expression(
-        lambda row, names: (
-            f"encode(convert_to('beds:' || {row}.dispensary_id || ' ' || {_CURSOR.format(row=row)}, 'UTF8'), 'base64')"
-        ),
+        lambda row, names: _cursor(row, _place(row)),
         "Its place: pass the last one as `after` when you come back, and nothing is missed or seen twice.",
     )
-    change: BedChange | None = graph.column("What happened; null for a snapshot.")
-    status: BedStatus | None = graph.column("The status that the change led to; null for a snapshot.")
-    occurred_at: DateTime | None = graph.column("When; null for a snapshot.")
+    changes: list[BedChanged] = graph.listing(
+        lambda row, child, names: "true",
+        "All changes since the last event, in the order of their commits; none for a snapshot.",
+        order=lambda row, child: f"{child}.cursor",
+        source=lambda row, names: _told(row),
+    )
     bed: Bed | None = graph.one(
-        "bed_id", "The bed, as it is now; null for a dispensary's snapshot, or when it is no more."
+        "bed_id",
+        "The watched bed of `bedChanged`, as it is now; null for a dispensary's feed, or when it is no more.",
     )
     counts: BedCounts = graph.embedded(
         lambda row, names: bed_counts(
@@ -70,10 +113,63 @@ class BedEvent:
         ),
         "The dispensary's beds by status, as they are now.",
     )
-    dispensary: Dispensary = graph.one("dispensary_id", "The dispensary, with its beds as they are now.")
+    # Whoever is told at all sees it; asked again, its scope would tell each account's subscribers apart.
+    dispensary: Dispensary = graph.one(
+        "dispensary_id", "The dispensary, with its beds as they are now.", same_scope=True
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A subscription about to begin: what it watches, and the cursor after which, or None for a snapshot."""
+
+    question: Question
+    after: int | None
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """The topic of a feed, and the event's values that stay the same as long as it is followed."""
+
+    topic: str
+    values: Mapping[str, Any]
 
 
 _FIELDS: dict[str, StrawberryField] = {}
+_FEEDS: dict[str, Callable[[Run, Mapping[str, Any]], Awaitable[_Followed]]] = {}
+
+
+async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, Any] | None) -> Asked | None:
+    """What the document subscribes to; None where it is a query or mutation. Raises `PlanError`."""
+    try:
+        document = run.planner.document(text)
+    except GraphQLSyntaxError as error:
+        raise PlanError([error]) from error
+    if document.errors:
+        raise PlanError(document.errors)
+    wanted = document.named(name)
+    if len(wanted) == 1 and wanted[0].operation is not OperationType.SUBSCRIPTION:
+        return None
+    plan = run.plan = run.planner.plan(document, name, variables, run.actor_shape())
+    [(key, root)] = plan.roots.items()  # validation sees to it that there is one
+    statement = root.payloads["BedEvent"]
+    try:
+        arguments = get_argument_values(root.site.definition, root.site.node, plan.variables)
+        followed = await _FEEDS[root.name](run, arguments)
+        after = _after(arguments.get("after"), followed.topic)
+        actor = run.actor_values()
+        statement.bind(actor, plan.variables, dict.fromkeys(_COLUMNS))
+    except BadInput as error:
+        raise PlanError([bad_input(error, root.site.node, [key])]) from error
+    except GraphQLError as error:
+        raise PlanError([error]) from error
+
+    def bind(since: int | None, upto: int | None) -> list[Any]:
+        return statement.bind(
+            actor, plan.variables, {"bed_id": None, **followed.values, "since": since, "upto": upto}
+        )
+
+    return Asked(Question(followed.topic, key, statement.sql, bind), after)
 
 
 def _after(value: str | None, topic: str) -> int | None:
@@ -88,65 +184,28 @@ def _after(value: str | None, topic: str) -> int | None:
     raise BadInput("`after` is the `cursor` of an event of this very feed.")
 
 
-async def _follow(
-    run: Run, response_key: str, dispensary_id: int, bed_id: int | None, after: str | None
-) -> AsyncGenerator[dict[str, Any], None]:
-    topic = beds_topic(dispensary_id)
-    place = _after(after, topic)
-    snapshot = {"kind": FeedKind.SNAPSHOT.value, "dispensary_id": dispensary_id, "bed_id": bed_id}
-
-    async def read(values: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return await run.payload(response_key, "BedEvent", values)
-        except OutOfSight:
-            raise GraphQLError("There is no such record.", extensions={"code": "NOT_FOUND"}) from None
-
-    if place is not None:
-        # Nothing may be told about a dispensary that is not the actor's, not even that nothing has happened.
-        await read(snapshot)
-    SUBSCRIPTIONS.inc()
-    try:
-        async with aclosing(run.services.feed.follow(topic, place)) as events:
-            item = await anext(events)
-            while True:
-                if isinstance(item, Event):
-                    if bed_id in (None, item.payload["bed"]):
-                        FEED_LAG.observe(max(0.0, lag_s(item)))
-                        yield await read(
-                            {
-                                "kind": FeedKind.CHANGE.value,
-                                "dispensary_id": dispensary_id,
-                                "cursor": item.cursor,
-                                "bed_id": item.payload["bed"],
-                                "change": item.payload["change"],
-                                "status": item.payload["status"],
-                                "occurred_at": item.occurred_at,
-                            }
-                        )
-                    item = await anext(events)
-                else:
-                    state = await read(snapshot)
-                    yield state
-                    item = await events.asend(int(state["#"]))
-    finally:
-        SUBSCRIPTIONS.dec()
+async def _over_http(root: None, info: strawberry.Info, **_: Any) -> AsyncIterator[None]:
+    """What Strawberry's own executor would run: nothing, as `sockets` takes every subscription before it."""
+    raise GraphQLError("Subscriptions are served over the WebSocket (graphql-transport-ws).")
+    yield
 
 
 def _subscription(
     name: str, description: str, arguments: tuple[tuple[str, str, str], ...]
-) -> Callable[[Callable[..., AsyncGenerator[dict[str, Any], None]]], None]:
-    def declare(resolve: Callable[..., AsyncGenerator[dict[str, Any], None]]) -> None:
+) -> Callable[[Callable[[Run, Mapping[str, Any]], Awaitable[_Followed]]], None]:
+    def declare(follow: Callable[[Run, Mapping[str, Any]], Awaitable[_Followed]]) -> None:
         field = StrawberryField(
             python_name=name,
             graphql_name=name,
             description=description,
             type_annotation=graph.annotation("BedEvent"),
-            base_resolver=StrawberryResolver(resolve),
+            base_resolver=StrawberryResolver(_over_http),
             is_subscription=True,
         )
         field.arguments = [graph.argument(*item) for item in arguments]
         graph.ROOT_ROLES[f"Subscription.{name}"] = STAFF
         _FIELDS[name] = field
+        _FEEDS[name] = follow
 
     return declare
 
@@ -156,39 +215,33 @@ _AFTER = (
     "str | None",
     "The `cursor` of the last event seen; without it the present state comes first.",
 )
+_HOW = (
+    " Changes that come quickly one after another are told of together, in one event. A client that reads too "
+    "slowly is dropped with 4413 and may come back with its last cursor."
+)
 
 
 @_subscription(
     "bedAvailability",
-    "A dispensary's beds: the present state, then one event for every committed change, from any process.",
+    "A dispensary's beds: the present state, then every committed change, from any process." + _HOW,
     (("dispensary_id", "ID", "Which dispensary."), _AFTER),
 )
-async def _bed_availability(
-    root: None, info: strawberry.Info, dispensary_id: str, after: str | None = None
-) -> AsyncGenerator[dict[str, Any], None]:
-    run: Run = info.context
-    key = decode_as("Dispensary", dispensary_id)
-    async with aclosing(_follow(run, str(info.path.key), key, None, after)) as events:
-        async for event in events:
-            yield event
+async def _bed_availability(run: Run, arguments: Mapping[str, Any]) -> _Followed:
+    key = decode_as("Dispensary", arguments["dispensaryId"])
+    return _Followed(beds_topic(key), {"dispensary_id": key})
 
 
 @_subscription(
     "bedChanged",
-    "One bed: its present state, then one event for every committed change.",
+    "One bed: its present state, then every committed change." + _HOW,
     (("bed_id", "ID", "Which bed."), _AFTER),
 )
-async def _bed_changed(
-    root: None, info: strawberry.Info, bed_id: str, after: str | None = None
-) -> AsyncGenerator[dict[str, Any], None]:
-    run: Run = info.context
-    key = decode_as("Bed", bed_id)
+async def _bed_changed(run: Run, arguments: Mapping[str, Any]) -> _Followed:
+    key = decode_as("Bed", arguments["bedId"])
     rows = await run.database.fetch("SELECT dispensary_id FROM bed WHERE id = $1", key)
     # A bed that is not there and one that is not the actor's are the same answer.
-    dispensary_id = rows[0]["dispensary_id"] if rows else 0
-    async with aclosing(_follow(run, str(info.path.key), dispensary_id, key, after)) as events:
-        async for event in events:
-            yield event
+    place = rows[0]["dispensary_id"] if rows else 0
+    return _Followed(beds_topic(place), {"dispensary_id": place, "bed_id": key})
 
 
 def subscription_type() -> type:

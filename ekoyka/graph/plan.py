@@ -29,7 +29,7 @@ from graphql import (
 from graphql.execution.values import VariableValues
 
 from ekoyka.cache import Cache
-from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Statement
+from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Site, Statement
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.model import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
 from ekoyka.graph.selections import Selector, sets_of
@@ -69,6 +69,7 @@ class RootPlan:
 
     response_key: str
     name: str
+    site: Site
     read: Statement | None = None
     payloads: dict[str, Statement] = field(default_factory=dict)
 
@@ -192,7 +193,7 @@ class Planner:
     ) -> RootPlan:
         name = nodes[0].name.value
         definition = root_type.fields[name]
-        root = RootPlan(response_key, name)
+        root = RootPlan(response_key, name, Site(definition, nodes[0]))
         declared = TYPES.get(root_type.name)
         permitted = declared.fields[name].roles if declared else ROOT_ROLES[f"{root_type.name}.{name}"]
         try:
@@ -207,10 +208,9 @@ class Planner:
             named = get_named_type(definition.type)
             for decl in self._possible(named):
                 compiler = new_compiler()
+                # A mutation confirms its actor when it begins; a subscription's subscribers, with every event.
                 root.payloads[decl.name] = compiler.statement(
-                    payload(compiler, decl, sets, (response_key,)),
-                    # A mutation confirms its actor when it begins; a subscription's, with every event.
-                    guarded=root_type is self.schema.subscription_type,
+                    payload(compiler, decl, sets, (response_key,)), guarded=False
                 )
         except FieldForbidden as error:
             raise PlanError(

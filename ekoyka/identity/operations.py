@@ -21,7 +21,7 @@ from ekoyka.database import constraint_name
 from ekoyka.errors import Conflict, Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.queries import actor_of, confirm
+from ekoyka.identity.queries import account_topic, actor_of, confirm
 from ekoyka.identity.tables import Account, AccountDetails, RefreshToken, Role, RoleGrant, Session
 from ekoyka.validation import changed, validated
 
@@ -250,7 +250,7 @@ async def change_password(session: AsyncSession, *, actor: Actor, password_hash:
 async def _authority_changed(session: AsyncSession, account: Account) -> None:
     account.auth_version += 1
     account.version += 1
-    await feed.publish(session, f"account:{account.id}", {})
+    await feed.publish(session, account_topic(account.id), {})
 
 
 async def _end_sessions(session: AsyncSession, account_id: int) -> None:

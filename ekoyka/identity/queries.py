@@ -15,6 +15,11 @@ def guard(account: str, version: str) -> str:
     )
 
 
+def account_topic(account_id: int) -> str:
+    """The topic that tells when an account is blocked or its roles or password change."""
+    return f"account:{account_id}"
+
+
 _CONFIRM = text(f"SELECT {guard('CAST(:account AS bigint)', 'CAST(:version AS int)')}")
 
 

@@ -10,20 +10,16 @@ from sqlalchemy import text
 from ekoyka.database import Database
 from ekoyka.identity import operations as identity
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.credentials import Tokens
 from ekoyka.inpatient import reservations, stays
 from ekoyka.inpatient.queries import BedChange, publish_beds
 from ekoyka.settings import Settings
 from tests.client import gid
 from tests.factories import Factory
-from tests.servers import TOKEN_KEY, Server, Socket, running
+from tests.feed import token
+from tests.servers import Server, Socket, running
 
 FEED = """subscription ($id: ID!, $after: String) { bedAvailability(dispensaryId: $id, after: $after) {
-  kind cursor change status bed { id } counts { total free occupied } } }"""
-
-
-def token(actor: Actor, *, ttl_s: int = 600) -> str:
-    return Tokens([TOKEN_KEY], issuer="ekoyka", ttl_s=ttl_s).issue(actor).text
+  kind cursor bed { id } changes { cursor change status bed { id } } counts { total free occupied } } }"""
 
 
 async def change(server: Server, actor: Actor, mutation: str, **variables: Any) -> dict[str, Any]:
@@ -54,17 +50,18 @@ async def test_every_committed_change_reaches_subscribers_of_every_process_in_or
             await watcher.acknowledged()
             await watcher.subscribe("1", FEED, id=gid("Dispensary", place))
             start = await watcher.event("1")
-            assert (start["kind"], start["bed"], start["counts"]) == (
+            assert (start["kind"], start["bed"], start["changes"], start["counts"]) == (
                 "SNAPSHOT",
                 None,
+                [],
                 {"total": 2, "free": 2, "occupied": 0},
             )
         await near.subscribe(
             "2",
-            "subscription ($id: ID!) { bedChanged(bedId: $id) { kind change status } }",
+            "subscription ($id: ID!) { bedChanged(bedId: $id) { kind bed { id } changes { change status } } }",
             id=gid("Bed", other),
         )
-        assert (await near.event("2"))["kind"] == "SNAPSHOT"
+        assert await near.event("2") == {"kind": "SNAPSHOT", "bed": {"id": gid("Bed", other)}, "changes": []}
 
         checked_in = await change(
             second,
@@ -123,12 +120,13 @@ async def test_every_committed_change_reaches_subscribers_of_every_process_in_or
             (other, "RESERVATION_LAPSED", "FREE"),
         ]
         for watcher in (near, far):
-            seen = [await watcher.event("1") for _ in expected]
+            seen = await watcher.told("1", len(expected))
             assert [(item["bed"]["id"], item["change"], item["status"]) for item in seen] == [
                 (gid("Bed", row), what, status) for row, what, status in expected
             ]
-            assert seen[-1]["counts"] == {"total": 2, "free": 1, "occupied": 0}
-        narrow = [await near.event("2") for row, *_ in expected if row is other]
+            assert watcher.last["counts"] == {"total": 2, "free": 1, "occupied": 0}
+            assert watcher.last["cursor"] == seen[-1]["cursor"]
+        narrow = await near.told("2", sum(row is other for row, *_ in expected))
         assert [item["change"] for item in narrow] == [what for row, what, _ in expected if row is other]
 
 
@@ -149,15 +147,14 @@ async def test_a_client_that_comes_back_misses_nothing_and_sees_nothing_twice(
             await before.subscribe("1", FEED, id=gid("Dispensary", place))
             cursors = [(await before.event("1"))["cursor"]]
             await happen(3)
-            cursors += [(await before.event("1"))["cursor"] for _ in range(3)]
+            cursors += [item["cursor"] for item in await before.told("1", 3)]
         await happen(2)
         async with Socket.open(server, token(doctor)) as after:
             await after.acknowledged()
             await after.subscribe("1", FEED, id=gid("Dispensary", place), after=cursors[1])
-            again = [await after.event("1") for _ in range(4)]
+            again = await after.told("1", 4)
             await happen(1)
-            again.append(await after.event("1"))
-            assert [item["kind"] for item in again] == ["CHANGE"] * 5
+            again += await after.told("1", 1)
             assert [item["cursor"] for item in again[:2]] == cursors[2:]
             assert len({item["cursor"] for item in again} | set(cursors)) == 7
 
@@ -258,7 +255,7 @@ async def test_nothing_is_told_before_the_commit_or_of_what_was_rolled_back(
                 patient_id=None,
             )
 
-        assert (await watcher.event("1"))["change"] == "RESERVED"
+        assert [item["change"] for item in await watcher.told("1", 1)] == ["RESERVED"]
 
 
 async def test_a_socket_is_closed_when_its_token_ends_or_its_account_is_blocked(

@@ -10,9 +10,9 @@ import httpx
 from ekoyka.database import Database
 from ekoyka.feed import CHANNEL
 from ekoyka.settings import Settings
-from tests.api.test_feed import token
 from tests.client import gid
 from tests.factories import Factory
+from tests.feed import token
 from tests.servers import Socket, ready, start
 
 CANARIES = {
@@ -54,8 +54,8 @@ async def test_no_personal_data_in_logs_metrics_or_notifications(
             await watcher.acknowledged()
             await watcher.subscribe(
                 "1",
-                "subscription ($id: ID!) { bedAvailability(dispensaryId: $id) { kind bed { currentAssignment "
-                "{ stay { patient { familyName } } } } } }",
+                "subscription ($id: ID!) { bedAvailability(dispensaryId: $id) { kind changes { bed { currentAssignment "
+                "{ stay { patient { familyName } } } } } } }",
                 id=gid("Dispensary", place),
             )
             await watcher.event("1")
@@ -98,7 +98,7 @@ async def test_no_personal_data_in_logs_metrics_or_notifications(
                 b=gid("Bed", bed),
                 d=CANARIES["diagnosis"],
             )
-            event = await watcher.event("1")
+            [event] = await watcher.told("1", 1)
             # A statement that fails in PostgreSQL, with the canaries among its values.
             await database.fetch(
                 "ALTER TABLE patient ADD CONSTRAINT canary CHECK (family_name <> given_name || 'x')"

@@ -16,7 +16,9 @@ from ekoyka.database import Database
 from ekoyka.documents import KEPT, Documents, forget, identify, register
 from ekoyka.manifest import BadDocuments, read
 from ekoyka.settings import Settings
-from tests.client import Client, serving
+from tests.api.test_feed import FEED
+from tests.api.test_sockets import talking
+from tests.client import Client, gid, serving
 from tests.factories import Factory
 
 ME = "query Me { me { id name } }"
@@ -130,6 +132,29 @@ async def test_where_only_trusted_documents_are_answered_a_text_is_refused(
         assert refused.status_code == 403
         assert refused.json()["errors"][0]["extensions"]["code"] == "TRUSTED_DOCUMENTS_ONLY"
         assert (await _ask(client, {"documentId": identify(ME)}, user)).json()["data"]["me"]["name"]
+
+
+async def test_a_socket_takes_ids_and_where_it_must_nothing_else(
+    settings: Settings, database: Database, make: Factory
+) -> None:
+    place = await make.dispensary()
+    doctor = await make.actor(doctor_of=(place,))
+    await _trust(database, "web", FEED)
+    variables = {"id": gid("Dispensary", place)}
+    only = settings.model_copy(update={"trusted_documents_only": True})
+    async with talking(only) as [talk]:
+        await talk.begin(doctor)
+        for key, payload in (
+            ("1", {"documentId": identify(FEED), "variables": variables}),
+            ("2", {"documentId": identify("unknown")}),
+            ("3", {"query": FEED, "variables": variables}),
+        ):
+            await talk.say({"type": "subscribe", "id": key, "payload": payload})
+        heard = {message["id"]: message for message in [await talk.hear() for _ in range(3)]}
+
+    assert heard["1"]["payload"]["data"]["bedAvailability"]["kind"] == "SNAPSHOT"
+    assert heard["2"]["payload"][0]["extensions"]["code"] == "PERSISTED_DOCUMENT_NOT_FOUND"
+    assert heard["3"]["payload"][0]["extensions"]["code"] == "TRUSTED_DOCUMENTS_ONLY"
 
 
 def test_files_manifests_and_folders_are_read_and_each_document_once(tmp_path: Path) -> None:

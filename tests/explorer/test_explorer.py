@@ -55,7 +55,7 @@ async def test_a_doctor_signs_in_asks_changes_and_watches(served: Served, tmp_pa
         changed = await seen.result(containing="stayCheckIn")
         await seen.write(
             f'subscription {{ bedAvailability(dispensaryId: "{served.dispensary}") '
-            "{ kind change counts { free occupied } } }"
+            "{ kind changes { change } counts { free occupied } } }"
         )
         await seen.run()
         first = await seen.result(containing="SNAPSHOT")
@@ -78,7 +78,7 @@ async def test_a_doctor_signs_in_asks_changes_and_watches(served: Served, tmp_pa
     assert first["data"]["bedAvailability"]["counts"] == {"free": 0, "occupied": 1}
     assert second["data"]["bedAvailability"] == {
         "kind": "CHANGE",
-        "change": "CHECKED_OUT",
+        "changes": [{"change": "CHECKED_OUT"}],
         "counts": {"free": 1, "occupied": 0},
     }
     assert seen.outside == []
