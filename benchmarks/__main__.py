@@ -5,6 +5,7 @@ QUICK=1 makes fewer and shorter rounds and leaves out the tenfold data.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -12,12 +13,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 
-from benchmarks import documents, reaches, reads
+from benchmarks import documents, reaches, reads, subscribers
 from benchmarks.environment import DATA, Environment, environment, install_node_peers, token, versions
 from benchmarks.operations import READS
-from benchmarks.servers import Kind, NotStarted, Server, kinds, running
+from benchmarks.servers import NODE_PEERS, Kind, NotStarted, Server, kinds, running
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
+FEED_PEER = Kind("graphql-ws", ("node", str(NODE_PEERS / "feed.mjs")), {"NODE_ENV": "production"})
 ROUNDS, SECONDS = (3, 0.4) if QUICK else (5, 2.0)
 
 
@@ -30,6 +32,7 @@ def main() -> int:
     with environment(DATA) as where:
         print(f"· PostgreSQL {where.server.version}; the server has core 0, the others share what is left")
         found += _reads(where, kinds(), node=node)
+        found += _watching(where, node=node)
         found += _growth(where)
         found += _documents()
     print()
@@ -75,6 +78,20 @@ def _reads(where: Environment, known: dict[str, Kind], *, node: bool) -> list[re
             "\npeak memory, MiB: " + ", ".join(f"{name} {peak / 2**20:.0f}" for name, peak in peaks.items())
         )
     return [*reaches.of_reads(results), *reaches.of_memory(peaks)]
+
+
+def _watching(where: Environment, *, node: bool) -> list[reaches.Reach]:
+    """From a commit to the last of many deliveries, and what an idle subscriber weighs."""
+    url = where.database(1)
+    print()
+    with ExitStack() as stack:
+        peer = _start(stack, FEED_PEER, url).port if node else None
+        for count in (100, 1000, 3000):
+            delivery = asyncio.run(subscribers.compare(url, count, rounds=3 if QUICK else 9, peer_port=peer))
+            print(delivery)
+    bare, ours = asyncio.run(subscribers.weigh(url, 1000))
+    print(f"an idle WebSocket takes {bare / 1024:.1f} KiB, an idle subscriber {ours / 1024:.1f} KiB")
+    return reaches.of_watching(delivery, bare, ours)
 
 
 def _growth(where: Environment) -> list[reaches.Reach]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.reads import Results
+from benchmarks.subscribers import Delivery
 
 FLOORS = ("floor: JSON", "floor: rows")
 PEERS = ("PostGraphile", "Mercurius", "Apollo", "Strawberry")
@@ -97,3 +98,15 @@ def of_growth(small: Results, large: Results) -> list[Reach]:
         ratio = before.rate / after.rate if before and after else None
         found.append(Reach(f"{read} at ten times the data: time over that at once", ratio, bound, False))
     return found
+
+
+def of_watching(delivery: Delivery, bare_bytes: float, our_bytes: float) -> list[Reach]:
+    """The reaches of subscriptions, from the delivery to the most subscribers."""
+    over_peer = delivery.ours_s / delivery.peer_s if delivery.peer_s else None
+    many = f"{delivery.subscribers} subscribers, one change: last delivery over"
+    above_kib = (our_bytes - bare_bytes) / 1024
+    return [
+        Reach(f"{many} ready frames'", delivery.ours_s / delivery.floor_s, 2, False),
+        Reach(f"{many} graphql-ws's", over_peer, 1, False),
+        Reach("memory of an idle subscriber above its WebSocket's", above_kib, 40, False, "KiB"),
+    ]

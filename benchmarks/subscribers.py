@@ -33,7 +33,7 @@ import httpx
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from benchmarks.feed_client import Change, Plan, allow_files, deliver, graphql, subscribed
+from benchmarks.feed_client import Change, Plan, allow_files, deliver, emitting, graphql, subscribed
 from ekoyka.api.outlets import text_frame
 from ekoyka.graph.ids import encode
 from ekoyka.identity.actors import Actor
@@ -261,24 +261,38 @@ def _bare(port: int, subscribers: int) -> Plan:
     return Plan(f"ws://127.0.0.1:{port}/", subscribers, (b"{}",), (b"{}",))
 
 
-async def compare(database: str, counts: list[int], rounds: int, accounts: int) -> None:
-    """Prints, for each number of subscribers, the floor's time and ours."""
-    for count in counts:
-        async with floor() as server:
-            bare = await deliver(_bare(server.port, count), partial(floor_change, server.port), rounds=rounds)
-        async with ekoyka(database) as server, changing(database) as (dispensary, change):
-            access = await tokens(database, min(accounts, count))
-            ours = await deliver(_ours(server.port, dispensary, access, count), change, rounds=rounds)
-        floor_s, ours_s = statistics.median(bare), statistics.median(ours)
-        print(
-            f"{count:>6} subscribers of {len(access)} accounts: floor {floor_s * 1000:.1f} ms, "
-            f"ours {ours_s * 1000:.1f} ms, {ours_s / floor_s:.2f} times (all rounds: {_ms(bare)} | {_ms(ours)})",
-            flush=True,
+@dataclass(frozen=True)
+class Delivery:
+    """Medians of seconds from a commit to the last of so many deliveries: the floor's, ours, and a peer's."""
+
+    subscribers: int
+    floor_s: float
+    ours_s: float
+    peer_s: float | None
+
+    def __str__(self) -> str:
+        peer = "" if self.peer_s is None else f", graphql-ws {self.peer_s * 1000:.1f} ms"
+        return (
+            f"{self.subscribers:>6} subscribers, last delivery: floor {self.floor_s * 1000:.1f} ms, "
+            f"ekoyka {self.ours_s * 1000:.1f} ms ({self.ours_s / self.floor_s:.2f} times){peer}"
         )
 
 
-def _ms(seconds: list[float]) -> str:
-    return " ".join(f"{item * 1000:.1f}" for item in seconds)
+async def compare(
+    database: str, count: int, *, rounds: int, accounts: int = 1, peer_port: int | None = None
+) -> Delivery:
+    """One change for so many subscribers; a peer on that port speaks graphql-transport-ws and takes POST /emit."""
+    async with floor() as server:
+        bare = await deliver(_bare(server.port, count), partial(floor_change, server.port), rounds=rounds)
+    async with ekoyka(database) as server, changing(database) as (dispensary, change):
+        access = await tokens(database, min(accounts, count))
+        ours = await deliver(_ours(server.port, dispensary, access, count), change, rounds=rounds)
+    theirs = None
+    if peer_port is not None:
+        plan = _ours(peer_port, dispensary, [], count)
+        emit = partial(emitting, f"http://127.0.0.1:{peer_port}/emit")
+        theirs = statistics.median(await deliver(plan, emit, rounds=rounds))
+    return Delivery(count, statistics.median(bare), statistics.median(ours), theirs)
 
 
 async def growth(server: Running, plan: Plan) -> float:
@@ -292,18 +306,14 @@ async def growth(server: Running, plan: Plan) -> float:
         return (server.own_bytes() - before) / plan.subscribers
 
 
-async def weigh(database: str, subscribers: int, accounts: int) -> None:
-    """Prints what an idle subscriber weighs, above a bare WebSocket of the same server."""
+async def weigh(database: str, subscribers: int, *, accounts: int = 1) -> tuple[float, float]:
+    """Bytes that each idle subscriber takes: of a bare WebSocket of the same server, and of ours."""
     async with floor() as server:
         bare = await growth(server, _bare(server.port, subscribers))
     async with ekoyka(database) as server, changing(database) as (dispensary, _):
         access = await tokens(database, min(accounts, subscribers))
         ours = await growth(server, _ours(server.port, dispensary, access, subscribers))
-    print(
-        f"{subscribers:>6} idle subscribers of {len(access)} accounts: a bare WebSocket {bare / 1024:.1f} KiB, "
-        f"a subscriber {ours / 1024:.1f} KiB, {(ours - bare) / 1024:.1f} KiB above",
-        flush=True,
-    )
+    return bare, ours
 
 
 def main() -> None:
@@ -315,11 +325,15 @@ def main() -> None:
     parser.add_argument("--accounts", type=int, default=1, help="so many people share the subscriptions")
     parser.add_argument("subscribers", type=int, nargs="+")
     given = parser.parse_args()
-    if given.what == "deliver":
-        asyncio.run(compare(given.database, given.subscribers, given.rounds, given.accounts))
-    else:
-        for count in given.subscribers:
-            asyncio.run(weigh(given.database, count, given.accounts))
+    for count in given.subscribers:
+        if given.what == "deliver":
+            found = compare(given.database, count, rounds=given.rounds, accounts=given.accounts)
+            print(asyncio.run(found), flush=True)
+        else:
+            bare, ours = asyncio.run(weigh(given.database, count, accounts=given.accounts))
+            print(
+                f"{count:>6} idle: a bare WebSocket {bare / 1024:.1f} KiB, a subscriber {ours / 1024:.1f} KiB"
+            )
 
 
 if __name__ == "__main__":

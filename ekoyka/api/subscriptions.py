@@ -150,7 +150,7 @@ async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, A
     wanted = document.named(name)
     if len(wanted) == 1 and wanted[0].operation is not OperationType.SUBSCRIPTION:
         return None
-    plan = run.plan = run.planner.plan(document, name, variables, run.actor_shape())
+    plan = run.planner.plan(document, name, variables, run.actor_shape())
     [(key, root)] = plan.roots.items()  # validation sees to it that there is one
     statement = root.payloads["BedEvent"]
     try:
