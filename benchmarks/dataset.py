@@ -94,9 +94,9 @@ def _steps(dispensaries: int) -> list[str]:
         OVERRIDING SYSTEM VALUE
         SELECT p + 1, 1 + p % {dispensaries}, 'К-' || lpad(p::text, 7, '0'), {_pick(_FAMILY, "p")},
             {_pick(_GIVEN, "p / 7")}, {_pick(_PATRONYMIC, "p / 11")}, 'MALE',
-            date '1950-01-01' + (p * 7919) % 20000, '+79' || lpad(((p * 7919) % 1000000000)::text, 9, '0'),
+            date '1950-01-01' + ((p * 7919) % 20000)::int, '+79' || lpad(((p * 7919) % 1000000000)::text, 9, '0'),
             false, 1
-        FROM generate_series(0, {patients - 1}) p
+        FROM generate_series(0::bigint, {patients - 1}) p
         """,
         f"""
         CREATE TEMPORARY TABLE planned ON COMMIT DROP AS
