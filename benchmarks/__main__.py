@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 
-from benchmarks import documents, reaches, reads, subscribers
+from benchmarks import changes, documents, reaches, reads, subscribers
 from benchmarks.environment import DATA, Environment, environment, install_node_peers, token, versions
 from benchmarks.operations import READS
 from benchmarks.servers import NODE_PEERS, Kind, NotStarted, Server, kinds, running
@@ -32,6 +32,7 @@ def main() -> int:
     with environment(DATA) as where:
         print(f"· PostgreSQL {where.server.version}; the server has core 0, the others share what is left")
         found += _reads(where, kinds(), node=node)
+        found += _changes(where, kinds(), node=node)
         found += _watching(where, node=node)
         found += _growth(where)
         found += _documents()
@@ -78,6 +79,24 @@ def _reads(where: Environment, known: dict[str, Kind], *, node: bool) -> list[re
             "\npeak memory, MiB: " + ", ".join(f"{name} {peak / 2**20:.0f}" for name, peak in peaks.items())
         )
     return [*reaches.of_reads(results), *reaches.of_memory(peaks)]
+
+
+def _changes(where: Environment, known: dict[str, Kind], *, node: bool) -> list[reaches.Reach]:
+    """Check-ins per second, into different beds."""
+    url = where.database(0.1)
+    print()
+    with ExitStack() as stack:
+        names = (reaches.OURS, *(("Mercurius", "Apollo") if node else ()))
+        rates = changes.measure(
+            [_start(stack, known[name], url) for name in names],
+            url,
+            where.programs,
+            DATA,
+            rounds=2 if QUICK else 5,
+            each=100 if QUICK else 300,
+        )
+    print("check-ins a second: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
+    return reaches.of_changes(rates)
 
 
 def _watching(where: Environment, *, node: bool) -> list[reaches.Reach]:

@@ -45,6 +45,11 @@ class Environment:
         """The process id of PostgreSQL's first process."""
         return int((self.server.data_dir / "cluster" / "postmaster.pid").read_text().split("\n")[0])
 
+    @property
+    def programs(self) -> Path:
+        """The folder of PostgreSQL's programs."""
+        return Path(f"/proc/{self.postmaster}/exe").readlink().parent
+
     def database(self, scale: float) -> str:
         """The address of the database with the data of this scale; built where it is not there yet."""
         url = self.server.url(f"bench_{scale:g}".replace(".", "_"))

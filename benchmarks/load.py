@@ -6,9 +6,10 @@ some ten microseconds.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from time import perf_counter
@@ -98,18 +99,26 @@ def run(port: int, requests: Sequence[bytes], *, concurrency: int, seconds: floa
     It is not counted, unless the server is so slow that fewer answers came in time than there are connections:
     then all of them count, and the time until the last. Raises `BadAnswer`.
     """
+    return _run(port, cycle(requests), concurrency=concurrency, seconds=seconds)
+
+
+def run_all(port: int, requests: Sequence[bytes], *, concurrency: int) -> Load:
+    """Each request is sent once. Raises `BadAnswer`."""
+    return _run(port, iter(requests), concurrency=concurrency, seconds=math.inf)
+
+
+def _run(port: int, requests: Iterator[bytes], *, concurrency: int, seconds: float) -> Load:
     connections = [_Connection(port) for _ in range(concurrency)]
     poll = select.epoll()
     by_number = {connection.socket.fileno(): connection for connection in connections}
     for number in by_number:
         poll.register(number, select.EPOLLIN)
-    turns = cycle(requests)
     latencies: list[float] = []
     late: list[float] = []
     started = perf_counter()
     ends = started + seconds
     for connection in connections:
-        connection.send(next(turns))
+        connection.send(next(requests))
     under_way = len(connections)
     while under_way:
         for number, _ in poll.poll(30):
@@ -120,15 +129,15 @@ def run(port: int, requests: Sequence[bytes], *, concurrency: int, seconds: floa
             now = perf_counter()
             if not answer.startswith(b"HTTP/1.1 200") or b'"errors"' in answer[:2000]:
                 raise BadAnswer(answer[:500].decode("utf-8", "replace"))
-            if now < ends:
+            if now < ends and (following := next(requests, None)) is not None:
                 latencies.append(now - connection.sent_at)
-                connection.send(next(turns))
+                connection.send(following)
             else:
                 late.append(now - connection.sent_at)
                 under_way -= 1
                 poll.unregister(number)  # its server may close what has nothing to do
     for connection in connections:
         connection.socket.close()
-    if len(latencies) < concurrency:
+    if len(latencies) < concurrency or seconds == math.inf:
         return Load(perf_counter() - started, sorted([*latencies, *late]))
     return Load(seconds, sorted(latencies))

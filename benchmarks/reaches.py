@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.changes import BARE, SILENT
 from benchmarks.reads import Results
 from benchmarks.subscribers import Delivery
 
@@ -109,4 +110,15 @@ def of_watching(delivery: Delivery, bare_bytes: float, our_bytes: float) -> list
         Reach(f"{many} ready frames'", delivery.ours_s / delivery.floor_s, 2, False),
         Reach(f"{many} graphql-ws's", over_peer, 1, False),
         Reach("memory of an idle subscriber above its WebSocket's", above_kib, 40, False, "KiB"),
+    ]
+
+
+def of_changes(rates: Mapping[str, float]) -> list[Reach]:
+    """The reaches of check-ins, from rates by server."""
+    ours = rates[OURS]
+    peers = [rates[name] for name in ("Mercurius", "Apollo") if name in rates]
+    return [
+        Reach("check-ins: rate over the bare transaction's under pgbench", ours / rates[BARE], 0.5, True),
+        Reach("check-ins: rate over the better node peer's", ours / max(peers) if peers else None, 1, True),
+        Reach("commits with the feed's NOTIFY over those without", rates[BARE] / rates[SILENT], 0.95, True),
     ]

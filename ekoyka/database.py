@@ -1,33 +1,52 @@
 """The two ways to PostgreSQL: sessions for changes, a few of the driver's own connections for reads.
 
-Changes go through SQLAlchemy sessions, one transaction per mutation. Reads are single statements that
-already come as JSON, so they go around SQLAlchemy. Both are opened lazily: a
+Changes go through SQLAlchemy sessions, one transaction per mutation; what is changed all day is written as
+a `Statement`, which runs in the session's transaction without SQLAlchemy's work for each. Reads are single
+statements that already come as JSON, so they go around SQLAlchemy (`readers`). Both are opened lazily: a
 database that is down at the start, or goes away later, is an answer to a request (`DatabaseUnavailable`),
 never a dead server.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 from sqlalchemy import URL, NullPool, event
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from ekoyka.readers import Readers
 from ekoyka.settings import Settings
 
 OLDEST_VERSION = 160000
+REFUSED_BY_CONSTRAINT = (IntegrityError, asyncpg.IntegrityConstraintViolationError)
+"""What a constraint's refusal is raised as: by SQLAlchemy, and by a `Statement`; see `constraint_name`."""
+
+_Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+_GONE = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InvalidCatalogNameError,
+)
+_NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
 
 class DatabaseUnavailable(Exception):
     """PostgreSQL cannot be reached now; the same request may succeed later."""
+
+
+class NotProvided(Exception):
+    """What a transaction was to begin with is not so."""
 
 
 class DatabaseUnfit(Exception):
@@ -57,6 +76,10 @@ def driver_url(url: str) -> URL:
 def _connect_arguments(settings: Settings, application: str) -> dict[str, Any]:
     return {
         "timeout": settings.connect_timeout_s,
+        # Every statement is prepared once for each connection, however long it is.
+        "statement_cache_size": 1024,
+        "max_cached_statement_lifetime": 0,
+        "max_cacheable_statement_size": 0,
         "server_settings": {
             "application_name": application,
             "timezone": "UTC",
@@ -68,105 +91,57 @@ def _connect_arguments(settings: Settings, application: str) -> dict[str, Any]:
 
 
 async def connect(url: str, settings: Settings, application: str) -> asyncpg.Connection[asyncpg.Record]:
-    """A connection outside the pools, for what lives as long as the process (the feed's listener)."""
+    """A connection of the driver's own: for reads, or for what lives as long as the process."""
     return await asyncpg.connect(url, **_connect_arguments(settings, application))
 
 
-class Readers:
-    """Connections for reads, so many and no more; whoever finds none free waits in line, but not for ever.
+class Row(asyncpg.Record):
+    """A row of a `Statement`: its columns are its attributes."""
 
-    A read leaves nothing behind in its session, so nothing is reset between two; a connection on which
-    something else than a refused statement happened is not used again.
+    id: int
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Statement:
+    """A statement with ``:named`` parameters, run in a session's transaction by the driver alone.
+
+    For what operations do all day: SQLAlchemy's own execution takes the server five times as long.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]],
-        size: int,
-        patience_s: float,
-    ) -> None:
-        self._connect = connect
-        self._patience_s = patience_s
-        self._idle: list[asyncpg.Connection[asyncpg.Record]] = []
-        self._left = size
-        self._line: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._sweep: asyncio.TimerHandle | None = None
-        self.size = size
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.names = tuple(dict.fromkeys(_NAMED.findall(text)))
+        self.sql = _NAMED.sub(lambda found: f"${self.names.index(found[1]) + 1}", text)
 
-    @property
-    def busy(self) -> int:
-        """How many are at work."""
-        return self.size - self._left
+    async def rows(self, session: AsyncSession, **values: Any) -> list[Row]:
+        """Its rows. What the session has changed is written before."""
+        assert values.keys() == set(self.names)
+        driver = await _driver_of(session)
+        return await driver.fetch(self.sql, *(values[name] for name in self.names), record_class=Row)
 
-    async def read(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
-        """What the connection's method gives for the statement. Raises `TimeoutError` when none gets free."""
-        if self._left:
-            self._left -= 1
-        else:
-            await self._turn()
-        connection = None
-        try:
-            while connection is None and self._idle:
-                connection = self._idle.pop()
-                if connection.is_closed():
-                    connection = None
-            if connection is None:
-                connection = await self._connect()
-            try:
-                value = await getattr(connection, method)(sql, *arguments)
-            except asyncpg.PostgresError:
-                self._idle.append(connection)
-                raise
-            except BaseException:
-                connection.terminate()
-                raise
-            self._idle.append(connection)
-            return value
-        finally:
-            self._pass_on()
+    async def row(self, session: AsyncSession, **values: Any) -> Row:
+        """Its only row."""
+        [row] = await self.rows(session, **values)
+        return row
 
-    async def _turn(self) -> None:
-        loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        self._line.append((loop.time() + self._patience_s, turn))
-        if self._sweep is None:
-            self._sweep = loop.call_later(self._patience_s, self._give_up)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._pass_on()
-            raise
 
-    def _pass_on(self) -> None:
-        """The next in line has the turn, or one more is free."""
-        while self._line:
-            _, turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._left += 1
+async def _flush(session: AsyncSession) -> None:
+    """What the session has changed is written; where it has changed nothing, that is asked no further."""
+    if session.new or session.dirty or session.deleted:
+        await session.flush()
 
-    def _give_up(self) -> None:
-        """One timer for the whole line: who has waited too long is told so."""
-        loop = asyncio.get_running_loop()
-        self._sweep = None
-        while self._line and self._line[0][0] <= loop.time():
-            _, turn = self._line.popleft()
-            if not turn.done():
-                turn.set_exception(TimeoutError())
-        if self._line:
-            self._sweep = loop.call_at(self._line[0][0], self._give_up)
 
-    async def close(self, patience_s: float) -> None:
-        """Every connection is closed; statements under way get a moment to end."""
-        ends = asyncio.get_running_loop().time() + patience_s
-        while self.busy and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110 -- once, at the end
-            await asyncio.sleep(0.01)
-        if self._sweep is not None:
-            self._sweep.cancel()
-        while self._idle:
-            self._idle.pop().terminate()
+async def _driver_of(session: AsyncSession) -> _Driver:
+    """The connection of the session's transaction, about to be sent a statement."""
+    await _flush(session)
+    session.info["count"]()
+    driver: _Driver = session.info["driver"]
+    return driver
 
 
 class Database:
@@ -188,7 +163,6 @@ class Database:
                 "pool_size": settings.write_pool_size,
                 "max_overflow": 0,
                 "pool_timeout": settings.pool_timeout_s,
-                "pool_pre_ping": True,
             }
             if pooled
             else {"poolclass": NullPool}
@@ -196,10 +170,17 @@ class Database:
         self.engine: AsyncEngine = create_async_engine(
             driver_url(url), connect_args=_connect_arguments(settings, "ekoyka write"), **pool
         )
-        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        # The transaction is `transaction`'s own: SQLAlchemy would begin it with its first statement, which
+        # may not be the first, and in a round trip of its own.
+        self._sessions = async_sessionmaker(
+            self.engine.execution_options(isolation_level="AUTOCOMMIT"),
+            expire_on_commit=False,
+            info={"count": self._count},
+        )
         self._readers = Readers(self._connect, settings.read_pool_size, settings.pool_timeout_s)
         self.statements = 0
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count)
+        event.listen(self.engine.sync_engine, "checkout", _refuse_unusable)
 
     def _count(self, *_: object) -> None:
         self.statements += 1
@@ -217,20 +198,59 @@ class Database:
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def transaction(self, *, provided: str | None = None) -> AsyncIterator[AsyncSession]:
         """A session in one transaction: committed when the block ends, rolled back when it raises.
 
-        Raises `DatabaseUnavailable` when the connection fails or none is free in time.
+        ``provided`` is a SELECT without parameters that must find a row; it goes with the BEGIN, in one round
+        trip. Raises `NotProvided`, and `DatabaseUnavailable` when the connection fails or none is free in time.
         """
         try:
-            async with self._sessions() as session, session.begin():
+            session, driver, found = await self._begin(f"BEGIN; {provided}" if provided else "BEGIN")
+            try:
+                if found == "SELECT 0":
+                    raise NotProvided
+                begun = session.get_transaction()
                 yield session
-        except (OSError, PoolTimeoutError, asyncpg.PostgresConnectionError) as error:
+                await _flush(session)
+                # A session that was rolled back inside the block takes everything along.
+                ending = "COMMIT" if begun is not None and begun.is_active else "ROLLBACK"
+                if await driver.execute(ending) != ending:
+                    raise RuntimeError("an error was passed over, so PostgreSQL has undone the transaction")
+            except BaseException:
+                await _roll_back(driver)
+                raise
+            finally:
+                await session.close()
+        except (*_GONE, PoolTimeoutError) as error:
             raise DatabaseUnavailable from error
-        except DBAPIError as error:
+        except (DBAPIError, asyncpg.InterfaceError) as error:
             if _is_outage(error):
                 raise DatabaseUnavailable from error
             raise
+
+    async def _begin(self, opening: str) -> tuple[AsyncSession, _Driver, str]:
+        """A session in a transaction, its connection, and what the last statement of the opening said.
+
+        A connection that was cut while it lay in the pool is found out here, before anything is done; another
+        takes its place. After a restart of the database all of them may have been cut.
+        """
+        for left in range(self.settings.write_pool_size, -1, -1):
+            session = self._sessions()
+            try:
+                pooled = await (await session.connection()).get_raw_connection()
+                driver: Any = pooled.driver_connection
+                session.info["driver"] = driver
+                try:
+                    return session, driver, await driver.execute(opening)
+                except (*_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                    driver.terminate()
+                    if not left:
+                        raise
+                await session.invalidate()
+            except BaseException:
+                await session.invalidate()
+                raise
+        raise AssertionError("unreachable")
 
     async def fetch_value(self, sql: str, *arguments: Any) -> Any:
         """The single value of a read that is one statement. Raises `DatabaseUnavailable` as `transaction`."""
@@ -245,17 +265,12 @@ class Database:
         self._count()
         try:
             return await self._readers.read(method, sql, arguments)
-        except _OUTAGES as error:
+        except (*_GONE, TimeoutError, asyncpg.InterfaceError) as error:
             raise DatabaseUnavailable from error
 
     async def fetch_value_in(self, session: AsyncSession, sql: str, *arguments: Any) -> Any:
         """As `fetch_value`, on the session's connection: sees what its transaction has changed."""
-        await session.flush()
-        raw = await (await session.connection()).get_raw_connection()
-        self._count()
-        driver = raw.driver_connection
-        assert driver is not None
-        return await driver.fetchval(sql, *arguments)
+        return await (await _driver_of(session)).fetchval(sql, *arguments)
 
     @property
     def pool_use(self) -> dict[str, tuple[int, int]]:
@@ -265,14 +280,7 @@ class Database:
         return {"read": reading, "write": (writing, self.settings.write_pool_size)}
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        return await asyncpg.connect(
-            self.url,
-            # Every statement is prepared once per connection.
-            statement_cache_size=1024,
-            max_cached_statement_lifetime=0,
-            max_cacheable_statement_size=0,
-            **_connect_arguments(self.settings, "ekoyka read"),
-        )
+        return await connect(self.url, self.settings, "ekoyka read")
 
     async def check_fit(self) -> None:
         """PostgreSQL is new enough, speaks UTF-8 and knows Cyrillic letters.
@@ -300,21 +308,28 @@ class Database:
             )
 
 
-_OUTAGES = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InvalidCatalogNameError,
-)
+def _refuse_unusable(connection: Any, *_: object) -> None:
+    """A pooled connection that is closed, or was left amid a transaction, is replaced by another."""
+    driver: _Driver = connection.driver_connection
+    if driver.is_closed() or driver.is_in_transaction():
+        raise DisconnectionError
 
 
-def _is_outage(error: DBAPIError) -> bool:
+async def _roll_back(driver: _Driver) -> None:
+    """The transaction is undone; a connection that cannot say so is closed, which undoes it too."""
+    try:
+        if driver.is_in_transaction():
+            await driver.execute("ROLLBACK")
+    except BaseException as error:
+        driver.terminate()
+        if not isinstance(error, Exception):
+            raise
+
+
+def _is_outage(error: DBAPIError | asyncpg.InterfaceError) -> bool:
     """Whether the database went away, as opposed to refusing a statement."""
+    if isinstance(error, asyncpg.InterfaceError):
+        return not isinstance(error, ValueError)  # as which the driver refuses values
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
@@ -326,8 +341,8 @@ def _is_outage(error: DBAPIError) -> bool:
     )
 
 
-def constraint_name(error: DBAPIError) -> str | None:
+def constraint_name(error: BaseException) -> str | None:
     """The name of the constraint that refused a row, or None when it was something else."""
-    cause = getattr(error.orig, "__cause__", None) or error.orig
-    name: str | None = getattr(cause, "constraint_name", None)
+    refused = getattr(error, "orig", error)
+    name: str | None = getattr(getattr(refused, "__cause__", None) or refused, "constraint_name", None)
     return name

@@ -18,13 +18,13 @@ from typing import Any
 import asyncpg
 import orjson
 import structlog
-from sqlalchemy import BigInteger, Index, text
+from sqlalchemy import BigInteger, Index
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel
 
 from ekoyka.columns import instant
-from ekoyka.database import Database, connect
+from ekoyka.database import Database, Statement, connect
 
 log = structlog.get_logger(__name__)
 
@@ -50,20 +50,38 @@ class FeedEvent(SQLModel, table=True):
 
 CHANNEL = "ekoyka"
 
+
 # The upsert's row lock is held until the commit: a topic's next writer waits, so cursors have no gaps and
 # grow in the order of commits. Readers may then simply go by cursor.
-_PUBLISH = text(
+def publishing(events: str) -> str:
+    """The last CTEs of a statement that publishes what its CTE ``events`` holds: (topic, place, payload), all of
+    one topic, place from 1. `TELL` is selected FROM counted.
+
+    The topic's row is locked when all events are known: they depend on whatever must be locked before it. The
+    foreign keys of rows that the statement writes are checked at its end; nobody who holds what they wait for
+    waits for a topic.
     """
-    WITH counted AS (
-        INSERT INTO feed_topic (topic, last_cursor) VALUES (:topic, :count)
-        ON CONFLICT (topic) DO UPDATE SET last_cursor = feed_topic.last_cursor + :count
-        RETURNING last_cursor
+    return f"""counted AS (
+        INSERT INTO feed_topic (topic, last_cursor)
+        SELECT topic, count(*) FROM {events} GROUP BY topic
+        ON CONFLICT (topic) DO UPDATE SET last_cursor = feed_topic.last_cursor + excluded.last_cursor
+        RETURNING topic, last_cursor
     ), written AS (
         INSERT INTO feed_event (topic, cursor, payload, occurred_at)
-        SELECT :topic, counted.last_cursor - :count + item.place, item.payload, clock_timestamp()
-        FROM counted, jsonb_array_elements(CAST(:payloads AS jsonb)) WITH ORDINALITY AS item (payload, place)
-    )
-    SELECT pg_notify(:channel, :topic || ' ' || last_cursor) FROM counted
+        SELECT topic, last_cursor - (SELECT count(*) FROM {events}) + place, payload, clock_timestamp()
+        FROM counted JOIN {events} USING (topic)
+    )"""
+
+
+TELL = f"pg_notify('{CHANNEL}', counted.topic || ' ' || counted.last_cursor)"
+
+_PUBLISH = Statement(
+    f"""
+    WITH event AS (
+        SELECT CAST(:topic AS text) AS topic, place, payload
+        FROM jsonb_array_elements(CAST(:payloads AS jsonb)) WITH ORDINALITY AS item (payload, place)
+    ), {publishing("event")}
+    SELECT {TELL} FROM counted
     """
 )
 
@@ -74,16 +92,7 @@ async def publish(session: AsyncSession, topic: str, *payloads: dict[str, Any]) 
     Call it last in an operation: it takes the topic's row lock, after all others. The notification
     carries the topic and cursor alone; payloads never leave the database's tables that way.
     """
-    await session.flush()
-    await session.execute(
-        _PUBLISH,
-        {
-            "topic": topic,
-            "count": len(payloads),
-            "payloads": orjson.dumps(payloads).decode(),
-            "channel": CHANNEL,
-        },
-    )
+    await _PUBLISH.rows(session, topic=topic, payloads=orjson.dumps(payloads).decode())
 
 
 # One read tells of no more events than this; what is left comes with the next.

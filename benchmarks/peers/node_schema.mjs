@@ -24,7 +24,7 @@ export const typeDefs = `
   type BedConnection { edges: [BedEdge!]! }
   type BedAssignment { startedAt: DateTime! endedAt: DateTime stay: Stay! bed: Bed! }
   type Stay {
-    id: ID! checkedInAt: DateTime! checkedOutAt: DateTime outcome: String diagnosisCode: String plannedCheckOutOn: Date
+    id: ID! version: Int! checkedInAt: DateTime! checkedOutAt: DateTime outcome: String diagnosisCode: String plannedCheckOutOn: Date
     patient: Patient! assignments: [BedAssignment!]! currentBed: Bed
   }
   type StayEdge { node: Stay! }
@@ -144,7 +144,7 @@ async function checkIn(_, { input }) {
     );
     await ask(
       "log",
-      `INSERT INTO access_log (action, object_type, object_id, patient_id, dispensary_id)
+      `INSERT INTO access_entry (action, object_type, object_id, patient_id, dispensary_id)
        VALUES ('stay_check_in', 'Stay', $1, $2, $3)`,
       [stay.id, patient, found.dispensary_id],
     );

@@ -8,7 +8,7 @@ from ekoyka.api.enums import BedStatus, RoomSex, ServiceState
 from ekoyka.api.permissions import CLINICAL, DISPENSARIES, STAFF, staff_of
 from ekoyka.columns import contains
 from ekoyka.graph import declare as graph
-from ekoyka.inpatient.queries import bed_status
+from ekoyka.inpatient.queries import bed_status, is_reserved, status_of
 
 if TYPE_CHECKING:
     from ekoyka.api.identity import Practitioner
@@ -49,7 +49,7 @@ def bed_counts(dispensary_id: str, staffed: str) -> str:
 
     Two indexes in the order of beds answer it, so that it costs the same however many dispensaries there are.
     """
-    status = bed_status("b", occupied="a.bed_id IS NOT NULL", reserved="r.bed_id IS NOT NULL")
+    status = status_of("a.bed_id IS NOT NULL", "r.bed_id IS NOT NULL", "b.service_state")
     counts = ", ".join(
         f"count(*) FILTER (WHERE ({status}) = '{member}') AS {member.value.lower()}" for member in BedStatus
     )
@@ -212,8 +212,10 @@ class Bed:
     label: str = graph.column("Its label, unique in the room, 1 to 40 characters.")
     profile: str = graph.column("What it is for (профиль койки), 1 to 100 characters.")
     status: BedStatus = graph.expression(
-        lambda row, names: bed_status(
-            row, occupied=f"{names.joined(row, 'current_assignment')}.id IS NOT NULL"
+        lambda row, names: status_of(
+            f"{names.joined(row, 'current_assignment')}.id IS NOT NULL",
+            is_reserved(row),
+            f"{row}.service_state",
         ),
         "Occupancy and service in one word.",
     )

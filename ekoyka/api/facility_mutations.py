@@ -308,23 +308,17 @@ class BedSetServiceStateInput:
     "which also ends its closure.",
 )
 async def bed_set_service_state(run: Run, session: AsyncSession, input: BedSetServiceStateInput) -> int:
-    if input.state is ServiceState.CLOSED:
-        return await _close(run, session, input.id, "")
-    row = await availability.set_service_state(
-        session, actor=run.known_actor, bed_id=key("Bed", input.id, "id"), state=ServiceState(input.state)
-    )
-    return row.id
+    return await _set_service_state(run, session, input.id, ServiceState(input.state), "")
 
 
-async def _close(run: Run, session: AsyncSession, bed: str, reason: str) -> int:
-    row = await availability.set_service_state(
-        session,
-        actor=run.known_actor,
-        bed_id=key("Bed", bed, "id"),
-        state=ServiceState.CLOSED,
-        reason=reason,
+async def _set_service_state(
+    run: Run, session: AsyncSession, bed: str, state: ServiceState, reason: str
+) -> int:
+    row = key("Bed", bed, "id")
+    await availability.set_service_state(
+        session, actor=run.known_actor, bed_id=row, state=state, reason=reason
     )
-    return row.id
+    return row
 
 
 @strawberry.input(description="Closing a bed.")
@@ -341,7 +335,7 @@ class BedCloseInput:
     description="An empty bed is closed, with a reason; `bedSetServiceState` returns it to service.",
 )
 async def bed_close(run: Run, session: AsyncSession, input: BedCloseInput) -> int:
-    return await _close(run, session, input.id, input.reason)
+    return await _set_service_state(run, session, input.id, ServiceState.CLOSED, input.reason)
 
 
 @strawberry.input(description="A reservation.")

@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar, Union
 
+import asyncpg
 import orjson
 import strawberry
 from sqlalchemy.exc import DBAPIError
@@ -23,11 +24,13 @@ from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
 from ekoyka.api.context import Run
+from ekoyka.database import NotProvided
 from ekoyka.errors import IdempotencyKeyReused, Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput, decode_as
 from ekoyka.identity import idempotency
-from ekoyka.identity.queries import confirm
+from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.identity.queries import confirmation
 
 VERSION_TEXT = "The version that was read; a stale one is refused with the current row."
 KEY_TEXT = "Makes a repeated request harmless: the same key with the same input gives the first result again."
@@ -193,9 +196,9 @@ async def _in_transaction(
     for attempt in range(_ATTEMPTS):
         try:
             run.after_commit.clear()
-            async with run.database.transaction() as session:
-                if run.actor is not None:
-                    await confirm(session, run.actor)
+            async with run.database.transaction(
+                provided=confirmation(run.actor) if run.actor is not None else None
+            ) as session:
                 client_key = getattr(input, "idempotency_key", None)
                 made: int | Made | None = None
                 if client_key and run.actor is not None:
@@ -213,9 +216,14 @@ async def _in_transaction(
             while run.after_commit:
                 await run.after_commit.pop()()
             return await run.payload(response_key, returns, made)
-        except DBAPIError as error:
+        except NotProvided as error:
+            raise NotAuthenticated("stale") from error
+        except (DBAPIError, asyncpg.PostgresError) as error:
             # Deadlock or serialization failure: PostgreSQL undid it all, so it may be done again.
-            if getattr(error.orig, "sqlstate", None) not in ("40P01", "40001") or attempt == _ATTEMPTS - 1:
+            if (
+                getattr(getattr(error, "orig", error), "sqlstate", None) not in ("40P01", "40001")
+                or attempt == _ATTEMPTS - 1
+            ):
                 raise
             await asyncio.sleep(0.01 * 2**attempt)
     raise AssertionError("unreachable")

@@ -9,6 +9,7 @@ import hmac
 import re
 import time
 from collections.abc import Sequence
+from functools import cache
 
 _BLOCK = 64
 _NAME = re.compile(r"(\d{1,19})-(\d{1,12})-([0-9a-f]{64})")
@@ -19,6 +20,7 @@ def derive(key: str) -> bytes:
     return hmac.digest(key.encode(), b"certificate-download", "sha256")
 
 
+@cache
 def pads(key: bytes) -> tuple[bytes, bytes]:
     """The inner and outer pad of HMAC, which is all of the key that PostgreSQL is told."""
     block = key.ljust(_BLOCK, b"\x00")

@@ -1,5 +1,7 @@
 """The access log: one entry for every change of a person's record, written with the change."""
 
+from typing import Any
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.identity.actors import Actor
@@ -30,3 +32,18 @@ def record(
             request_id=actor.request_id,
         )
     )
+
+
+def entry(action: str, object_type: str, row: str) -> str:
+    """SQL that writes the entry of a change of a CTE's row (id, patient_id, dispensary_id); see `bound`."""
+    return (
+        "INSERT INTO access_entry "
+        "(account_id, action, patient_id, dispensary_id, object_type, object_id, request_id) "
+        f"SELECT CAST(:account AS bigint), '{action}', patient_id, dispensary_id, '{object_type}', id, "
+        f"CAST(:request AS text) FROM {row}"
+    )
+
+
+def bound(actor: Actor) -> dict[str, Any]:
+    """The parameters of `entry`."""
+    return {"account": actor.account_id, "request": actor.request_id}

@@ -20,6 +20,11 @@ def account_topic(account_id: int) -> str:
     return f"account:{account_id}"
 
 
+def confirmation(actor: Actor) -> str:
+    """SQL, without parameters, that finds a row while the actor is still what their token says."""
+    return f"SELECT WHERE {guard(f'{actor.account_id:d}', f'{actor.auth_version:d}')}"
+
+
 _CONFIRM = text(f"SELECT {guard('CAST(:account AS bigint)', 'CAST(:version AS int)')}")
 
 

@@ -1,7 +1,7 @@
 """Whether beds can be used: service state, closing, editing, archiving.
 
 Refuses whatever would take a bed from under the patient who lies in it or for whom it is kept. Every
-operation locks the bed first; see `stays` for the order of locks.
+operation locks the bed first; see `facts` for the order of locks.
 """
 
 from datetime import datetime
@@ -11,13 +11,30 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from ekoyka import feed
 from ekoyka.columns import Remark
+from ekoyka.database import Statement
 from ekoyka.errors import Conflict, NotFound
-from ekoyka.facilities.operations import create_bed, delete, locked, update_bed, update_room
-from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, ServiceState
+from ekoyka.facilities.operations import (
+    STAFF_WHO_EDIT,
+    create_bed,
+    delete,
+    locked,
+    update_bed,
+    update_room,
+)
+from ekoyka.facilities.tables import Bed, Dispensary, Room, RoomSex, ServiceState
 from ekoyka.identity.actors import Actor
-from ekoyka.inpatient.queries import BedChange, alternatives, collision, patient_in_dispensaries, publish_beds
-from ekoyka.inpatient.tables import Patient, Reservation
+from ekoyka.inpatient.facts import Facts, lock, look
+from ekoyka.inpatient.queries import (
+    BedChange,
+    alternatives,
+    bed_event,
+    is_occupied,
+    is_reserved,
+    publish_beds,
+    status_of,
+)
 from ekoyka.validation import validated
 
 
@@ -84,133 +101,125 @@ async def now(session: AsyncSession) -> datetime:
     return instant
 
 
-async def open_reservation(session: AsyncSession, bed_id: int) -> Reservation | None:
-    """The reservation in force on a bed."""
-    found = await session.execute(
-        text(
-            "SELECT id FROM reservation WHERE bed_id = :bed AND ended_at IS NULL AND until > clock_timestamp()"
-        ),
-        {"bed": bed_id},
+async def _others(session: AsyncSession, seen: Facts) -> list[int]:
+    """Beds of the dispensary that suit the patient instead."""
+    assert seen.bed_id is not None
+    assert seen.dispensary_id is not None
+    return await alternatives(
+        session, patient_id=seen.patient_id, dispensary_id=seen.dispensary_id, besides=seen.bed_id
     )
-    key = found.scalar()
-    return await session.get(Reservation, key, with_for_update=True) if key is not None else None
 
 
-async def refuse_unusable(session: AsyncSession, bed: Bed, *, patient_id: int | None) -> None:
+_CLOSURE = Statement("SELECT closed_at, reason FROM bed_closure WHERE bed_id = :bed AND reopened_at IS NULL")
+
+
+async def refuse_unusable(session: AsyncSession, seen: Facts) -> None:
     """Raises `BedClosed` or `BedNotReady` with other beds, unless the bed is in service."""
-    if bed.service_state == ServiceState.IN_SERVICE:
+    if seen.service_state == ServiceState.IN_SERVICE:
         return
-    others = await alternatives(
-        session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id
-    )
-    if bed.service_state == ServiceState.CLOSED:
-        closure = (
-            await session.execute(
-                text("SELECT closed_at, reason FROM bed_closure WHERE bed_id = :bed AND reopened_at IS NULL"),
-                {"bed": bed.id},
-            )
-        ).one_or_none()
+    others = await _others(session, seen)
+    if seen.service_state == ServiceState.CLOSED:
+        closures = await _CLOSURE.rows(session, bed=seen.bed_id)
         raise BedClosed(
             ("bedId",),
-            bed_id=bed.id,
-            closed_at=closure[0] if closure else None,
-            reason=closure[1] if closure else None,
+            bed_id=seen.bed_id,
+            closed_at=closures[0].closed_at if closures else None,
+            reason=closures[0].reason if closures else None,
             alternative_ids=others,
         )
-    raise BedNotReady(("bedId",), bed_id=bed.id, service_state=bed.service_state, alternative_ids=others)
+    raise BedNotReady(
+        ("bedId",), bed_id=seen.bed_id, service_state=seen.service_state, alternative_ids=others
+    )
 
 
-async def refuse_occupied(
-    session: AsyncSession,
-    bed: Bed,
-    *,
-    since: datetime,
-    until: datetime | None = None,
-    patient_id: int | None = None,
-    besides_stay: int | None = None,
-) -> None:
-    """Raises `BedOccupied` when somebody lies in the bed at any time from then on, or until the instant."""
-    inside = await collision(session, bed_id=bed.id, since=since, until=until, besides_stay=besides_stay)
-    if inside is not None:
+async def refuse_occupied(session: AsyncSession, seen: Facts) -> None:
+    """Raises `BedOccupied` when somebody lies in the bed at any time of the interval looked at."""
+    if seen.occupied_since is not None:
         raise BedOccupied(
             ("bedId",),
-            bed_id=bed.id,
-            occupied_since=inside.started_at,
-            occupied_until=inside.ended_at,
-            expected_end_on=inside.expected_end_on if inside.ended_at is None else None,
-            alternative_ids=await alternatives(
-                session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id
-            ),
+            bed_id=seen.bed_id,
+            occupied_since=seen.occupied_since,
+            occupied_until=seen.occupied_until,
+            expected_end_on=seen.expected_end_on,
+            alternative_ids=await _others(session, seen),
         )
 
 
-async def refuse_reserved(session: AsyncSession, bed: Bed, *, patient_id: int | None = None) -> None:
+async def refuse_reserved(session: AsyncSession, seen: Facts) -> None:
     """Raises `BedReserved` when the bed is kept for anybody."""
-    kept = await open_reservation(session, bed.id)
-    if kept is not None:
+    if seen.reservation_id is not None:
         raise BedReserved(
             ("bedId",),
-            bed_id=bed.id,
-            reserved_until=kept.until,
-            alternative_ids=await alternatives(
-                session, patient_id=patient_id, dispensary_id=bed.dispensary_id, besides=bed.id
-            ),
+            bed_id=seen.bed_id,
+            reserved_until=seen.reserved_until,
+            alternative_ids=await _others(session, seen),
         )
+
+
+async def refuse_kept(session: AsyncSession, seen: Facts, named: int | None) -> None:
+    """Raises `BedReserved` unless the reservation in force is the patient's, or nobody's and the one named."""
+    theirs = seen.reserved_for_id == seen.patient_id
+    on_the_way = seen.reserved_for_id is None and seen.reservation_id == named
+    if not (theirs or on_the_way):
+        await refuse_reserved(session, seen)
+
+
+async def refuse_room(session: AsyncSession, seen: Facts) -> None:
+    """Raises `RoomSexMismatch` when the bed's room does not take the patient."""
+    if seen.room_sex not in (RoomSex.ANY, seen.patient_sex):
+        raise RoomSexMismatch(
+            ("bedId",),
+            bed_id=seen.bed_id,
+            room_id=seen.room_id,
+            alternative_ids=await _others(session, seen),
+        )
+
+
+_STATUS_NOW = status_of(is_occupied("changed"), is_reserved("changed"), "service_state")
+_SET_SERVICE_STATE = Statement(
+    f"""
+    WITH reopened AS (
+        UPDATE bed_closure SET reopened_at = :now
+        WHERE bed_id = :bed AND reopened_at IS NULL AND CAST(:state AS text) <> 'CLOSED'
+        RETURNING id
+    ), closed AS (
+        INSERT INTO bed_closure (bed_id, dispensary_id, closed_at, reason, closed_by_id)
+        SELECT id, dispensary_id, :now, CAST(:reason AS text), CAST(:account AS bigint)
+        FROM bed WHERE id = :bed AND CAST(:state AS text) = 'CLOSED'
+        RETURNING id
+    ), changed AS (
+        UPDATE bed SET service_state = CAST(:state AS text), version = version + 1
+        WHERE id = :bed RETURNING *
+    ), event AS (
+        {bed_event("dispensary_id", "id", "'SERVICE_STATE_CHANGED'", _STATUS_NOW)}
+        FROM changed WHERE (SELECT count(*) FROM reopened) + (SELECT count(*) FROM closed) >= 0
+    ), {feed.publishing("event")}
+    SELECT {feed.TELL} FROM counted
+    """
+)
 
 
 async def set_service_state(
     session: AsyncSession, *, actor: Actor, bed_id: int, state: ServiceState, reason: str | None = None
-) -> Bed:
+) -> None:
     """The bed is in this state; an open closure ends when it leaves CLOSED, and one begins when it enters it.
 
     Raises `NotFound`, `BedOccupied`, and for closing `Invalid` without a reason, `BedReserved`, `BedClosed`.
     """
     why = checked_reason(reason or "") if state is ServiceState.CLOSED else ""
-    bed = await locked(session, Bed, bed_id, actor=actor)
-    instant = await now(session)
+    seen = await look(session, actor, locked=await lock(session, bed=bed_id), bed=bed_id)
+    if seen.dispensary_id is None or not actor.works_in(seen.dispensary_id, STAFF_WHO_EDIT):
+        raise NotFound(("id",))
     if state is not ServiceState.IN_SERVICE:
-        await refuse_occupied(session, bed, since=instant)
+        await refuse_occupied(session, seen)
     if state is ServiceState.CLOSED:
-        await refuse_reserved(session, bed)
-        if bed.service_state == ServiceState.CLOSED:
-            await refuse_unusable(session, bed, patient_id=None)
-        session.add(
-            BedClosure(
-                bed_id=bed.id,
-                dispensary_id=bed.dispensary_id,
-                closed_at=instant,
-                reason=why,
-                closed_by_id=actor.account_id,
-            )
+        await refuse_reserved(session, seen)
+        if seen.service_state == ServiceState.CLOSED:
+            await refuse_unusable(session, seen)
+    if seen.service_state != state:
+        await _SET_SERVICE_STATE.row(
+            session, bed=bed_id, state=state.value, now=seen.now, reason=why, account=actor.account_id
         )
-    elif bed.service_state == ServiceState.CLOSED:
-        await session.execute(
-            text("UPDATE bed_closure SET reopened_at = :at WHERE bed_id = :bed AND reopened_at IS NULL"),
-            {"at": instant, "bed": bed.id},
-        )
-    if bed.service_state != state:
-        bed.service_state = state.value
-        bed.version += 1
-        await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.SERVICE_STATE_CHANGED))
-    return bed
-
-
-async def visible_patient(
-    session: AsyncSession, *, actor: Actor, patient_id: int, lock: bool = True
-) -> Patient:
-    """The patient, locked, if the actor may know of them as a superadministrator or doctor. Raises `NotFound`."""
-    known = await session.scalar(
-        text(
-            "SELECT true FROM patient p WHERE p.id = :id AND (:everywhere OR "
-            f"{patient_in_dispensaries('p', 'CAST(:ids AS bigint[])')})"
-            + (" FOR NO KEY UPDATE OF p" if lock else "")
-        ),
-        {"id": patient_id, "everywhere": actor.superadmin, "ids": sorted(actor.doctor_of)},
-    )
-    patient = await session.get(Patient, patient_id, populate_existing=True) if known else None
-    if patient is None:
-        raise NotFound(("patientId",))
-    return patient
 
 
 async def archive(

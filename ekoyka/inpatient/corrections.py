@@ -1,24 +1,47 @@
 """Corrections: a stay says what really happened, held to every rule, and what it said before is kept."""
 
 from datetime import datetime
+from functools import partial
 
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from ekoyka.errors import Invalid, NotFound
 from ekoyka.identity.actors import Actor
-from ekoyka.inpatient.availability import checked_reason, now, refuse_occupied, refuse_unusable
+from ekoyka.inpatient.availability import (
+    checked_reason,
+    now,
+    refuse_kept,
+    refuse_occupied,
+    refuse_room,
+    refuse_unusable,
+)
+from ekoyka.inpatient.facts import lock, look
 from ekoyka.inpatient.queries import BedChange, publish_beds
 from ekoyka.inpatient.stays import (
     CheckOutBeforeCheckIn,
     InFuture,
-    flush,
-    locked_stay,
+    constraints_by_name,
     record,
     refuse_admitted,
-    refuse_room,
-    take_reservation,
+    refuse_stale,
 )
-from ekoyka.inpatient.tables import Outcome, Patient, Stay, StayRevision
+from ekoyka.inpatient.tables import (
+    BedAssignment,
+    Outcome,
+    Reservation,
+    ReservationOutcome,
+    Stay,
+    StayRevision,
+)
+
+_ASSIGNMENTS = (
+    select(BedAssignment)
+    .where(col(BedAssignment.stay_id) == bindparam("stay"))
+    .order_by(col(BedAssignment.started_at), col(BedAssignment.id))
+    .execution_options(populate_existing=True)
+)
 
 
 async def correct(
@@ -41,9 +64,11 @@ async def correct(
     patient is there, for another bed also `BedReserved`, `BedClosed`, `BedNotReady`.
     """
     why = checked_reason(reason)
-    stay, assignments, beds = await locked_stay(
-        session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,) if bed_id is not None else ()
-    )
+    locked = await lock(session, bed=bed_id, stay=stay_id)
+    look_at = partial(look, session, actor, locked=locked, stay=stay_id, besides=stay_id)
+    refuse_stale(actor, await look_at(), version)
+    stay = await session.get_one(Stay, stay_id, populate_existing=True)
+    assignments = (await session.scalars(_ASSIGNMENTS, {"stay": stay_id})).all()
     instant = await now(session)
     for name, at in (("checkedInAt", checked_in_at), ("checkedOutAt", checked_out_at)):
         if at is not None and at > instant:
@@ -61,38 +86,26 @@ async def correct(
         raise CheckOutBeforeCheckIn((field,), stay_id=stay.id, checked_in_at=begins)
     if ends is not None and last is not first and ends < last.started_at:
         raise CheckOutBeforeCheckIn(("checkedOutAt",), stay_id=stay.id, checked_in_at=last.started_at)
-    await refuse_admitted(
-        session, actor=actor, patient_id=stay.patient_id, since=begins, until=ends, besides=stay.id
-    )
-    bed = beds.get(last.bed_id if bed_id is None else bed_id)
-    if bed is None or bed.dispensary_id != stay.dispensary_id:
+    where = last.bed_id if bed_id is None else bed_id
+    whole = await look_at(bed=where, since=begins, until=ends)
+    refuse_admitted(actor, whole)
+    if whole.dispensary_id != stay.dispensary_id:
         raise NotFound(("bedId",))
-    await refuse_occupied(
-        session,
-        bed,
-        since=begins if last is first else last.started_at,
-        until=ends,
-        patient_id=stay.patient_id,
-        besides_stay=stay.id,
-    )
-    if last is not first:
-        await refuse_occupied(
-            session,
-            beds[first.bed_id],
-            since=begins,
-            until=first.ended_at,
-            patient_id=stay.patient_id,
-            besides_stay=stay.id,
-        )
-    if bed.id != last.bed_id:
-        patient = await session.get(Patient, stay.patient_id)
-        assert patient is not None
+    if last is first:
+        await refuse_occupied(session, whole)
+    else:
+        await refuse_occupied(session, await look_at(bed=where, since=last.started_at, until=ends))
+        await refuse_occupied(session, await look_at(bed=first.bed_id, since=begins, until=first.ended_at))
+    if where != last.bed_id:
         if ends is None:
-            if bed.archived_at is not None:
+            if whole.bed_archived:
                 raise NotFound(("bedId",))
-            await take_reservation(session, bed, patient, None)
-            await refuse_unusable(session, bed, patient_id=patient.id)
-        await refuse_room(session, bed, patient)
+            await refuse_kept(session, whole, None)
+            await refuse_unusable(session, whole)
+            if whole.reservation_id is not None:
+                kept = await session.get_one(Reservation, whole.reservation_id, populate_existing=True)
+                kept.ended_at, kept.outcome = whole.now, ReservationOutcome.FULFILLED
+        await refuse_room(session, whole)
     session.add(
         StayRevision(
             stay_id=stay.id,
@@ -106,14 +119,15 @@ async def correct(
             },
         )
     )
-    touched = sorted({last.bed_id, bed.id})
+    touched = sorted({last.bed_id, where})
     stay.checked_in_at = first.started_at = begins
     stay.checked_out_at = last.ended_at = ends
-    last.bed_id = bed.id
+    last.bed_id = where
     if outcome is not None:
         stay.outcome = outcome.value
     stay.version += 1
-    await flush(session)
+    with constraints_by_name():
+        await session.flush()
     record(session, actor, "stay_correct", stay, why)
     await publish_beds(session, stay.dispensary_id, *((key, BedChange.CORRECTED) for key in touched))
     return stay

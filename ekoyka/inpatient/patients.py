@@ -14,7 +14,8 @@ from ekoyka.facilities.tables import Dispensary
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.tables import Account, Role
-from ekoyka.inpatient.availability import HasOpenStays, visible_patient
+from ekoyka.inpatient.availability import HasOpenStays
+from ekoyka.inpatient.queries import patient_in_dispensaries
 from ekoyka.inpatient.tables import Patient, PatientDetails
 from ekoyka.validation import changed, validated
 
@@ -81,8 +82,20 @@ async def register_patient(
     return patient
 
 
+_KNOWN = text(
+    "SELECT true FROM patient p WHERE p.id = :id AND (:everywhere OR "
+    f"{patient_in_dispensaries('p', 'CAST(:places AS bigint[])')}) FOR NO KEY UPDATE OF p"
+)
+
+
 async def _locked(session: AsyncSession, *, actor: Actor, patient_id: int, version: int) -> Patient:
-    patient = await visible_patient(session, actor=actor, patient_id=patient_id)
+    """The patient, locked, if the actor may know of them as a superadministrator or doctor."""
+    known = await session.scalar(
+        _KNOWN, {"id": patient_id, "everywhere": actor.superadmin, "places": sorted(actor.doctor_of)}
+    )
+    patient = await session.get(Patient, patient_id, populate_existing=True) if known else None
+    if patient is None:
+        raise NotFound(("patientId",))
     if patient.version != version:
         raise VersionConflict(
             ("version",), object_type="Patient", object_id=patient_id, current_version=patient.version

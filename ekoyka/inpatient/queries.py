@@ -1,13 +1,13 @@
 """The rules about beds and patients that both operations and the graph ask, as SQL, each in one place."""
 
-from dataclasses import dataclass
-from datetime import date, datetime
 from enum import StrEnum
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka import feed
+from ekoyka.database import Statement
+
+_BEDS = "beds"  # the kind of topic
 
 
 class BedStatus(StrEnum):
@@ -54,19 +54,27 @@ class BedObstacle(StrEnum):
     STAFFED_LIMIT = "STAFFED_LIMIT"
 
 
-def bed_status(bed: str, *, occupied: str | None = None, reserved: str | None = None) -> str:
-    """SQL of a bed row's `BedStatus`, given SQL of whether it is occupied and reserved where that is known."""
-    occupied = occupied or (
-        f"EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = {bed}.id AND a.ended_at IS NULL)"
-    )
-    reserved = reserved or (
-        f"EXISTS (SELECT FROM reservation r WHERE r.bed_id = {bed}.id"
-        " AND r.ended_at IS NULL AND r.until > now())"
-    )
+def status_of(occupied: str, reserved: str, service_state: str) -> str:
+    """SQL of a `BedStatus`, given SQL of what it follows from."""
     return (
         f"CASE WHEN {occupied} THEN 'OCCUPIED' WHEN {reserved} THEN 'RESERVED'"
-        f" WHEN {bed}.service_state = 'IN_SERVICE' THEN 'FREE' ELSE {bed}.service_state END"
+        f" WHEN {service_state} = 'IN_SERVICE' THEN 'FREE' ELSE {service_state} END"
     )
+
+
+def is_occupied(bed: str) -> str:
+    """SQL of whether somebody lies in a bed row."""
+    return f"EXISTS (SELECT FROM bed_assignment a WHERE a.bed_id = {bed}.id AND a.ended_at IS NULL)"
+
+
+def is_reserved(bed: str) -> str:
+    """SQL of whether a bed row is kept for anybody."""
+    return f"EXISTS (SELECT FROM reservation r WHERE r.bed_id = {bed}.id AND r.ended_at IS NULL AND r.until > now())"
+
+
+def bed_status(bed: str) -> str:
+    """SQL of a bed row's `BedStatus`."""
+    return status_of(is_occupied(bed), is_reserved(bed), f"{bed}.service_state")
 
 
 def patient_in_dispensaries(patient: str, ids: str) -> str:
@@ -117,9 +125,9 @@ def bed_options(patient: str, dispensary: str) -> str:
     )"""
 
 
-_ALTERNATIVES = text(
+_ALTERNATIVES = Statement(
     f"SELECT bed_id FROM {bed_options('CAST(:patient AS bigint)', 'CAST(:dispensary AS bigint)')} x "
-    "WHERE suits AND bed_id <> :besides ORDER BY place LIMIT 3"
+    "WHERE suits AND bed_id <> CAST(:besides AS bigint) ORDER BY place LIMIT 3"
 )
 
 
@@ -129,64 +137,40 @@ async def alternatives(
     """Up to three beds that suit the patient instead, best first; none where nobody is named."""
     if patient_id is None:
         return []
-    found = await session.scalars(
-        _ALTERNATIVES, {"patient": patient_id, "dispensary": dispensary_id, "besides": besides}
-    )
-    return list(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Collision:
-    """A use of a bed that stands in the way."""
-
-    started_at: datetime
-    ended_at: datetime | None
-    expected_end_on: date | None
-
-
-_COLLISION = text(
-    """
-    SELECT a.started_at, a.ended_at, s.planned_check_out_on
-    FROM bed_assignment a JOIN stay s ON s.id = a.stay_id
-    WHERE a.bed_id = :bed AND a.stay_id IS DISTINCT FROM CAST(:besides AS bigint)
-        AND tstzrange(a.started_at, a.ended_at) && tstzrange(CAST(:since AS timestamptz), CAST(:until AS timestamptz))
-    ORDER BY a.ended_at IS NULL DESC, a.started_at LIMIT 1
-    """
-)
-
-
-async def collision(
-    session: AsyncSession,
-    *,
-    bed_id: int,
-    since: datetime,
-    until: datetime | None = None,
-    besides_stay: int | None = None,
-) -> Collision | None:
-    """The assignment of the bed that overlaps the interval; the open one if it is among them."""
-    row = (
-        await session.execute(
-            _COLLISION, {"bed": bed_id, "since": since, "until": until, "besides": besides_stay}
-        )
-    ).one_or_none()
-    return Collision(row[0], row[1], row[2]) if row else None
-
-
-_STATUSES = text(f"SELECT b.id, {bed_status('b')} FROM bed b WHERE b.id = ANY(:beds)")
-
-
-async def publish_beds(session: AsyncSession, dispensary_id: int, *changes: tuple[int, BedChange]) -> None:
-    """The dispensary's feed tells of the beds' changes, each with the status it leads to. Call it last."""
-    await session.flush()
-    found = await session.execute(_STATUSES, {"beds": [bed for bed, _ in changes]})
-    statuses = {row[0]: row[1] for row in found}
-    await feed.publish(
-        session,
-        beds_topic(dispensary_id),
-        *({"bed": bed, "change": change.value, "status": statuses.get(bed)} for bed, change in changes),
-    )
+    found = await _ALTERNATIVES.rows(session, patient=patient_id, dispensary=dispensary_id, besides=besides)
+    return [row.bed_id for row in found]
 
 
 def beds_topic(dispensary_id: int) -> str:
     """The topic of a dispensary's beds."""
-    return f"beds:{dispensary_id}"
+    return f"{_BEDS}:{dispensary_id}"
+
+
+def bed_event(dispensary: str, bed: str, change: str, status: str, place: str = "1") -> str:
+    """SQL of a row for `feed.publishing`, given SQL of its parts: a bed has changed, and what its status is now."""
+    return (
+        f"SELECT '{_BEDS}:' || {dispensary} AS topic, {place} AS place, "
+        f"jsonb_build_object('bed', {bed}, 'change', {change}, 'status', {status}) AS payload"
+    )
+
+
+_PUBLISH_BEDS = Statement(
+    f"""
+    WITH event AS (
+        {bed_event("CAST(:dispensary AS bigint)", "c.bed", "c.change", bed_status("b"), "c.place")}
+        FROM unnest(CAST(:beds AS bigint[]), CAST(:changes AS text[])) WITH ORDINALITY AS c (bed, change, place)
+        LEFT JOIN bed b ON b.id = c.bed
+    ), {feed.publishing("event")}
+    SELECT {feed.TELL} FROM counted
+    """
+)
+
+
+async def publish_beds(session: AsyncSession, dispensary_id: int, *changes: tuple[int, BedChange]) -> None:
+    """The dispensary's feed tells of the beds' changes, each with the status it leads to. Call it last."""
+    await _PUBLISH_BEDS.rows(
+        session,
+        dispensary=dispensary_id,
+        beds=[bed for bed, _ in changes],
+        changes=[change.value for _, change in changes],
+    )

@@ -2,27 +2,18 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from ekoyka.database import constraint_name
+from ekoyka import feed
+from ekoyka.database import REFUSED_BY_CONSTRAINT, Row, Statement, constraint_name
 from ekoyka.errors import Conflict, Forbidden, Invalid, NotFound
 from ekoyka.facilities.operations import Archived
-from ekoyka.facilities.tables import Bed
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.tables import Role
-from ekoyka.inpatient.availability import (
-    BedReserved,
-    now,
-    refuse_occupied,
-    refuse_reserved,
-    refuse_unusable,
-    visible_patient,
-)
-from ekoyka.inpatient.queries import BedChange, publish_beds
-from ekoyka.inpatient.tables import Reservation, ReservationOutcome
+from ekoyka.inpatient.availability import BedReserved, refuse_occupied, refuse_reserved, refuse_unusable
+from ekoyka.inpatient.facts import lock, look
+from ekoyka.inpatient.queries import BedChange, bed_event, is_occupied, publish_beds, status_of
 
 LONGEST_RESERVATION = timedelta(days=30)
 WHO_RESERVES = (Role.SUPERADMIN, Role.DOCTOR, Role.DISPATCHER)
@@ -36,102 +27,112 @@ class ReservationEnded(Conflict):
     en = "The reservation has ended already."
 
 
+# The bed's former reservation, which ran out unnoticed, must end before the next can be.
+_RESERVE = Statement(
+    f"""
+    WITH lapsed AS (
+        UPDATE reservation SET ended_at = until, outcome = 'LAPSED'
+        WHERE bed_id = :bed AND ended_at IS NULL
+        RETURNING id, bed_id, dispensary_id
+    ), made AS (
+        INSERT INTO reservation (bed_id, dispensary_id, patient_id, reserved_by_id, reserved_at, until)
+        SELECT id, dispensary_id, CAST(:patient AS bigint), CAST(:account AS bigint),
+            CAST(:now AS timestamptz), CAST(:until AS timestamptz)
+        FROM bed WHERE id = :bed AND (SELECT count(*) FROM lapsed) >= 0
+        RETURNING *
+    ), logged AS (
+        {access_log.entry("bed_reserve", "Reservation", "made")}
+    ), event AS (
+        {bed_event("dispensary_id", "bed_id", "'RESERVATION_LAPSED'", "'RESERVED'")}
+        FROM lapsed
+        UNION ALL
+        {bed_event("dispensary_id", "bed_id", "'RESERVED'", "'RESERVED'", "1 + (SELECT count(*) FROM lapsed)")}
+        FROM made
+    ), {feed.publishing("event")}
+    SELECT made.*, {feed.TELL} FROM made, counted
+    """
+)
+
+
 async def reserve_bed(
     session: AsyncSession, *, actor: Actor, bed_id: int, until: datetime, patient_id: int | None
-) -> Reservation:
+) -> Row:
     """The bed is kept until the instant, for the patient or for somebody on the way.
 
     Raises `NotFound`, `Forbidden` (a dispatcher names no patient), `Archived` (the patient's record),
     `Invalid`, `BedOccupied`, `BedReserved`, `BedClosed`, `BedNotReady`.
     """
-    bed = await session.get(Bed, bed_id, with_for_update=True)
-    if bed is None or bed.archived_at is not None or not actor.works_in(bed.dispensary_id, WHO_RESERVES):
+    locked = await lock(session, bed=bed_id, patient=patient_id)
+    seen = await look(session, actor, locked=locked, bed=bed_id, patient=patient_id)
+    place = seen.dispensary_id
+    if place is None or seen.bed_archived or not actor.works_in(place, WHO_RESERVES):
         raise NotFound(("bedId",))
     if patient_id is not None:
-        if not actor.works_in(bed.dispensary_id, (Role.SUPERADMIN, Role.DOCTOR)):
+        if not actor.works_in(place, (Role.SUPERADMIN, Role.DOCTOR)):
             raise Forbidden(("patientId",))
-        patient = await visible_patient(session, actor=actor, patient_id=patient_id)
-        if patient.archived_at is not None:
+        if seen.patient_id is None:
+            raise NotFound(("patientId",))
+        if seen.patient_archived:
             raise Archived(("patientId",))
-    instant = await now(session)
-    if until <= instant:
+    if until <= seen.now:
         raise Invalid(
             ("until",), ru="Бронь должна заканчиваться в будущем.", en="A reservation ends in the future."
         )
-    if until - instant > LONGEST_RESERVATION:
+    if until - seen.now > LONGEST_RESERVATION:
         raise Invalid(("until",), ru="Бронь — не дольше 30 дней.", en="A reservation lasts at most 30 days.")
-    await refuse_occupied(session, bed, since=instant, patient_id=patient_id)
-    await refuse_reserved(session, bed, patient_id=patient_id)
-    await refuse_unusable(session, bed, patient_id=patient_id)
-    lapsed = await session.scalar(
-        text(
-            "UPDATE reservation SET ended_at = until, outcome = 'LAPSED' "
-            "WHERE bed_id = :bed AND ended_at IS NULL RETURNING id"
-        ),
-        {"bed": bed_id},
-    )
-    reservation = Reservation(
-        bed_id=bed_id,
-        dispensary_id=bed.dispensary_id,
-        patient_id=patient_id,
-        reserved_by_id=actor.account_id,
-        reserved_at=instant,
-        until=until,
-    )
-    session.add(reservation)
+    await refuse_occupied(session, seen)
+    await refuse_reserved(session, seen)
+    await refuse_unusable(session, seen)
     try:
-        await session.flush()
-    except IntegrityError as error:
+        return await _RESERVE.row(
+            session, bed=bed_id, patient=patient_id, now=seen.now, until=until, **access_log.bound(actor)
+        )
+    except REFUSED_BY_CONSTRAINT as error:
         if constraint_name(error) == "uq_reservation_open_bed":
             raise BedReserved(("bedId",), bed_id=bed_id) from error
         raise
-    access_log.record(
-        session,
-        actor,
-        "bed_reserve",
-        "Reservation",
-        reservation.id,
-        patient_id=patient_id,
-        dispensary_id=bed.dispensary_id,
-    )
-    earlier = [(bed_id, BedChange.RESERVATION_LAPSED)] if lapsed else []
-    await publish_beds(session, bed.dispensary_id, *earlier, (bed_id, BedChange.RESERVED))
-    return reservation
 
 
-async def release_reservation(session: AsyncSession, *, actor: Actor, reservation_id: int) -> Reservation:
+_RESERVATION = Statement(
+    "SELECT dispensary_id, bed_id, ended_at IS NULL AND until > clock_timestamp() AS in_force "
+    "FROM reservation WHERE id = :reservation"
+)
+_STATUS_NOW = status_of(is_occupied("b"), "false", "b.service_state")
+_RELEASE = Statement(
+    f"""
+    WITH released AS (
+        UPDATE reservation SET ended_at = clock_timestamp(), outcome = 'RELEASED'
+        WHERE id = :reservation AND ended_at IS NULL
+        RETURNING *
+    ), logged AS (
+        {access_log.entry("reservation_release", "Reservation", "released")}
+    ), event AS (
+        {bed_event("b.dispensary_id", "b.id", "'RESERVATION_RELEASED'", _STATUS_NOW)}
+        FROM released JOIN bed b ON b.id = released.bed_id
+    ), {feed.publishing("event")}
+    SELECT released.*, {feed.TELL} FROM released, counted
+    """
+)
+
+
+async def release_reservation(session: AsyncSession, *, actor: Actor, reservation_id: int) -> Row:
     """The bed is not kept any more. Raises `NotFound`, `ReservationEnded`."""
-    bed_id = await session.scalar(
-        text("SELECT bed_id FROM reservation WHERE id = :id"), {"id": reservation_id}
-    )
-    bed = await session.get(Bed, bed_id, with_for_update=True) if bed_id is not None else None
-    if bed is None or not actor.works_in(bed.dispensary_id, WHO_RESERVES):
+    await lock(session, reservation=reservation_id)
+    found = await _RESERVATION.rows(session, reservation=reservation_id)
+    if not found or not actor.works_in(found[0].dispensary_id, WHO_RESERVES):
         raise NotFound(("id",))
-    reservation = await session.get(Reservation, reservation_id, with_for_update=True)
-    assert reservation is not None
-    instant = await now(session)
-    if reservation.ended_at is not None or reservation.until <= instant:
+    if not found[0].in_force:
         raise ReservationEnded(("id",))
-    reservation.ended_at = instant
-    reservation.outcome = ReservationOutcome.RELEASED
-    access_log.record(
-        session,
-        actor,
-        "reservation_release",
-        "Reservation",
-        reservation.id,
-        patient_id=reservation.patient_id,
-        dispensary_id=bed.dispensary_id,
-    )
-    await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.RESERVATION_RELEASED))
-    return reservation
+    return await _RELEASE.row(session, reservation=reservation_id, **access_log.bound(actor))
 
 
-_LAPSE = text(
+# With its bed, which nobody changes meanwhile: the status that is told stays true until the commit.
+_LAPSE = Statement(
     """
     WITH due AS (
-        SELECT id FROM reservation WHERE ended_at IS NULL AND until <= clock_timestamp()
-        ORDER BY dispensary_id, bed_id LIMIT 500 FOR UPDATE SKIP LOCKED
+        SELECT r.id FROM reservation r JOIN bed b ON b.id = r.bed_id
+        WHERE r.ended_at IS NULL AND r.until <= clock_timestamp()
+        ORDER BY r.dispensary_id, r.bed_id LIMIT 500 FOR UPDATE SKIP LOCKED
     )
     UPDATE reservation r SET ended_at = r.until, outcome = 'LAPSED' FROM due WHERE r.id = due.id
     RETURNING r.dispensary_id, r.bed_id
@@ -145,7 +146,7 @@ async def lapse_reservations(session: AsyncSession) -> int:
     Several processes may call it at once: each takes what the others have not.
     """
     lapsed: dict[int, list[int]] = {}
-    for dispensary_id, bed_id in (await session.execute(_LAPSE)).all():
+    for dispensary_id, bed_id in await _LAPSE.rows(session):
         lapsed.setdefault(dispensary_id, []).append(bed_id)
     for dispensary_id in sorted(lapsed):
         await publish_beds(

@@ -1,43 +1,32 @@
 """Check in, transfer, check out, and editing stays; `corrections` says what really happened.
 
-Locks are always taken in this order: beds by id, then the patient, then the stay, then the feed's topic. So
-a burst on one bed queues up on its row and each in turn sees what the one before it wrote; the constraints
-stand behind it, whatever the code does.
+Each is one look at the facts behind the locks (`facts`), the rules, and one statement that writes all of it.
+The constraints stand behind the locks, whatever the code does.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
 
-from ekoyka.database import constraint_name
+from ekoyka import feed
+from ekoyka.database import REFUSED_BY_CONSTRAINT, Row, Statement, constraint_name
 from ekoyka.errors import Conflict, Invalid, NotFound, VersionConflict
-from ekoyka.facilities.tables import Bed, Dispensary, Room, RoomSex, ServiceState
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.tables import Role
 from ekoyka.inpatient.availability import (
     BedOccupied,
-    BedReserved,
-    RoomSexMismatch,
-    now,
-    open_reservation,
+    refuse_kept,
     refuse_occupied,
+    refuse_room,
     refuse_unusable,
-    visible_patient,
 )
-from ekoyka.inpatient.queries import BedChange, alternatives, publish_beds
-from ekoyka.inpatient.tables import (
-    BedAssignment,
-    Outcome,
-    Patient,
-    ReservationOutcome,
-    Stay,
-    StayPlan,
-)
+from ekoyka.inpatient.facts import Facts, lock, look
+from ekoyka.inpatient.queries import bed_event, is_reserved, status_of
+from ekoyka.inpatient.tables import Outcome, Stay, StayPlan
 from ekoyka.validation import changed, validated
 
 CLINICIANS = (Role.SUPERADMIN, Role.DOCTOR)
@@ -99,99 +88,41 @@ class NotADoctorThere(Conflict):
     en = "This person is not a doctor of the dispensary."
 
 
-async def _locked_beds(session: AsyncSession, *keys: int) -> dict[int, Bed]:
-    """The beds, locked in the order of their ids."""
-    beds = {}
-    for key in sorted(set(keys)):
-        bed = await session.get(Bed, key, with_for_update=True, populate_existing=True)
-        if bed is not None:
-            beds[key] = bed
-    return beds
-
-
-async def refuse_room(session: AsyncSession, bed: Bed, patient: Patient) -> None:
-    # Shared with other check-ins; whoever changes the room's rule waits for them, and they for it.
-    room = await session.get(Room, bed.room_id, with_for_update={"read": True}, populate_existing=True)
-    assert room is not None
-    if room.sex not in (RoomSex.ANY, patient.sex):
-        raise RoomSexMismatch(
-            ("bedId",),
-            bed_id=bed.id,
-            room_id=room.id,
-            alternative_ids=await alternatives(
-                session, patient_id=patient.id, dispensary_id=bed.dispensary_id, besides=bed.id
-            ),
-        )
-
-
-async def take_reservation(
-    session: AsyncSession, bed: Bed, patient: Patient, reservation_id: int | None
-) -> None:
-    """A reservation for the patient, or the one that the actor names, is fulfilled; another stands in the way."""
-    kept = await open_reservation(session, bed.id)
-    if kept is None:
-        return
-    if kept.patient_id != patient.id and not (kept.patient_id is None and kept.id == reservation_id):
-        raise BedReserved(
-            ("bedId",),
-            bed_id=bed.id,
-            reserved_until=kept.until,
-            alternative_ids=await alternatives(
-                session, patient_id=patient.id, dispensary_id=bed.dispensary_id, besides=bed.id
-            ),
-        )
-    kept.ended_at = await now(session)
-    kept.outcome = ReservationOutcome.FULFILLED
-
-
-async def refuse_admitted(
-    session: AsyncSession,
-    *,
-    actor: Actor,
-    patient_id: int,
-    since: datetime,
-    until: datetime | None = None,
-    besides: int | None = None,
-) -> None:
-    row = (
-        await session.execute(
-            text(
-                "SELECT id, dispensary_id, checked_in_at, checked_out_at FROM stay WHERE patient_id = :patient "
-                "AND id IS DISTINCT FROM CAST(:besides AS bigint) "
-                "AND tstzrange(checked_in_at, checked_out_at) && "
-                "tstzrange(CAST(:since AS timestamptz), CAST(:until AS timestamptz)) "
-                "ORDER BY checked_out_at IS NULL DESC, checked_in_at LIMIT 1"
-            ),
-            {"patient": patient_id, "since": since, "until": until, "besides": besides},
-        )
-    ).one_or_none()
-    if row is not None:
-        may_know = actor.works_in(row.dispensary_id, CLINICIANS)
+def refuse_admitted(actor: Actor, seen: Facts) -> None:
+    """Raises `PatientAlreadyAdmitted` when the patient stays somewhere at any time of the interval looked at."""
+    if seen.other_stay_id is not None:
+        assert seen.other_dispensary_id is not None
+        may_know = actor.works_in(seen.other_dispensary_id, CLINICIANS)
         raise PatientAlreadyAdmitted(
             ("patientId",),
-            patient_id=patient_id,
-            stay_id=row.id if may_know else None,
-            since=row.checked_in_at if may_know else None,
-            until=row.checked_out_at if may_know else None,
+            patient_id=seen.patient_id,
+            stay_id=seen.other_stay_id if may_know else None,
+            since=seen.other_since if may_know else None,
+            until=seen.other_until if may_know else None,
         )
 
 
-async def _refuse_doctor(session: AsyncSession, dispensary_id: int, account_id: int | None) -> None:
-    if account_id is not None and not await session.scalar(
-        text(
-            "SELECT true FROM role_grant "
-            "WHERE account_id = :account AND role = 'DOCTOR' AND dispensary_id = :dispensary"
-        ),
-        {"account": account_id, "dispensary": dispensary_id},
-    ):
+def _refuse_doctor(seen: Facts, account_id: int | None) -> None:
+    if account_id is not None and not seen.doctor_there:
         raise NotADoctorThere(("attendingDoctorId",))
 
 
-async def flush(session: AsyncSession) -> None:
-    """Flushes; what the locks should have kept away is refused by the constraints all the same."""
+def _refuse_plan(seen: Facts, planned: date | None) -> None:
+    assert seen.first_day is not None
+    if planned is not None and planned < seen.first_day:
+        raise Invalid(
+            ("plannedCheckOutOn",),
+            ru="Планируемая выписка раньше поступления.",
+            en="The planned check-out is before the check-in.",
+        )
+
+
+@contextmanager
+def constraints_by_name() -> Iterator[None]:
+    """What the locks should have kept away is refused by the constraints all the same."""
     try:
-        await session.flush()
-    except IntegrityError as error:
+        yield
+    except REFUSED_BY_CONSTRAINT as error:
         match constraint_name(error):
             case "uq_bed_assignment_open_bed" | "ex_bed_assignment_bed_overlap":
                 raise BedOccupied(("bedId",)) from error
@@ -201,6 +132,54 @@ async def flush(session: AsyncSession) -> None:
                 raise CheckOutBeforeCheckIn(("at",)) from error
             case _:
                 raise
+
+
+# The parts of the statements below that several of them have.
+_FULFIL = """
+        UPDATE reservation SET ended_at = :now, outcome = 'FULFILLED'
+        WHERE id = CAST(:reservation AS bigint) AND ended_at IS NULL
+        RETURNING id
+"""
+_END = """
+        UPDATE bed_assignment SET ended_at = :at WHERE id = :assignment
+        RETURNING stay_id, bed_id, dispensary_id, ended_at
+"""
+# The bed goes to cleaning, where the dispensary wishes it so.
+_LEAVE = """
+        UPDATE bed b SET service_state = 'CLEANING', version = b.version + 1
+        FROM ended JOIN dispensary d ON d.id = ended.dispensary_id
+        WHERE b.id = ended.bed_id AND b.service_state = 'IN_SERVICE' AND d.cleaning_after_check_out
+        RETURNING b.service_state
+"""
+_STATUS_LEFT = status_of(
+    "false", is_reserved("b"), "coalesce((SELECT service_state FROM emptied), b.service_state)"
+)
+
+CHECK_IN = Statement(
+    f"""
+    WITH fulfilled AS ({_FULFIL}), admitted AS (
+        INSERT INTO stay (
+            patient_id, dispensary_id, checked_in_at, planned_check_out_on, diagnosis_code, board_alias,
+            attending_doctor_id, source_key, version
+        )
+        VALUES (
+            :patient, :dispensary, :at, :planned_check_out_on, :diagnosis_code, :board_alias,
+            :doctor, :source_key, 1
+        )
+        RETURNING *
+    ), begun AS (
+        INSERT INTO bed_assignment (stay_id, bed_id, dispensary_id, started_at)
+        SELECT id, :bed, dispensary_id, checked_in_at FROM admitted
+        RETURNING bed_id, dispensary_id
+    ), logged AS (
+        {access_log.entry("stay_check_in", "Stay", "admitted")}
+    ), event AS (
+        {bed_event("dispensary_id", "bed_id", "'CHECKED_IN'", "'OCCUPIED'")}
+        FROM begun WHERE (SELECT count(*) FROM fulfilled) >= 0
+    ), {feed.publishing("event")}
+    SELECT admitted.*, {feed.TELL} FROM admitted, counted
+    """
+)
 
 
 async def check_in(
@@ -214,7 +193,7 @@ async def check_in(
     attending_doctor_id: int | None = None,
     reservation_id: int | None = None,
     source_key: str | None = None,
-) -> Stay:
+) -> Row:
     """The patient lies in the bed from ``at`` (by default now) on.
 
     A reservation for the patient, or the one named, is fulfilled. Raises `NotFound`, `InFuture`,
@@ -222,94 +201,87 @@ async def check_in(
     `RoomSexMismatch`, `NotADoctorThere`, `Invalid`.
     """
     details = validated(StayPlan, plan or {})
-    bed = (await _locked_beds(session, bed_id)).get(bed_id)
-    if bed is None or bed.archived_at is not None or not actor.works_in(bed.dispensary_id, CLINICIANS):
-        raise NotFound(("bedId",))
-    patient = await visible_patient(session, actor=actor, patient_id=patient_id)
-    instant = await now(session)
-    if at is not None and at > instant:
-        raise InFuture(("checkedInAt",), now=instant)
-    since = at or instant
-    if patient.archived_at is not None:
-        raise PatientIsArchived(("patientId",), patient_id=patient.id)
-    await refuse_admitted(session, actor=actor, patient_id=patient.id, since=since)
-    await refuse_occupied(session, bed, since=since, patient_id=patient.id)
-    await take_reservation(session, bed, patient, reservation_id)
-    await refuse_unusable(session, bed, patient_id=patient.id)
-    await refuse_room(session, bed, patient)
-    await _refuse_doctor(session, bed.dispensary_id, attending_doctor_id)
-    await _refuse_plan(session, bed.dispensary_id, since, details.planned_check_out_on)
-    stay = Stay(
-        patient_id=patient.id,
-        dispensary_id=bed.dispensary_id,
-        checked_in_at=since,
-        attending_doctor_id=attending_doctor_id,
-        source_key=source_key,
-        **details.model_dump(),
-    )
-    session.add(stay)
-    await flush(session)
-    session.add(
-        BedAssignment(stay_id=stay.id, bed_id=bed.id, dispensary_id=bed.dispensary_id, started_at=since)
-    )
-    await flush(session)
-    record(session, actor, "stay_check_in", stay)
-    await publish_beds(session, bed.dispensary_id, (bed.id, BedChange.CHECKED_IN))
-    return stay
-
-
-def record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason: str | None = None) -> None:
-    access_log.record(
+    seen = await look(
         session,
         actor,
-        action,
-        "Stay",
-        stay.id,
-        patient_id=stay.patient_id,
-        dispensary_id=stay.dispensary_id,
-        reason=reason,
+        locked=await lock(session, bed=bed_id, patient=patient_id),
+        bed=bed_id,
+        patient=patient_id,
+        since=at,
+        doctor=attending_doctor_id,
     )
-
-
-_ASSIGNMENTS = text("SELECT id, bed_id FROM bed_assignment WHERE stay_id = :stay ORDER BY started_at, id")
-
-
-async def locked_stay(
-    session: AsyncSession, *, actor: Actor, stay_id: int, version: int, beds: tuple[int, ...] = ()
-) -> tuple[Stay, list[BedAssignment], dict[int, Bed]]:
-    """The stay, its assignments in order, and their beds with the other beds; beds, patient and stay locked.
-
-    Raises `NotFound`, `VersionConflict` (which a transfer in the meantime is).
-    """
-    stay = await session.get(Stay, stay_id)
-    if stay is None or not actor.works_in(stay.dispensary_id, CLINICIANS):
-        raise NotFound(("id",))
-    before = (await session.execute(_ASSIGNMENTS, {"stay": stay_id})).all()
-    locked = await _locked_beds(session, *beds, *(row.bed_id for row in before))
-    await session.get(Patient, stay.patient_id, with_for_update={"key_share": True})
-    await session.refresh(stay, with_for_update=True)
-    if stay.version != version or (await session.execute(_ASSIGNMENTS, {"stay": stay_id})).all() != before:
-        raise VersionConflict(
-            ("version",), object_type="Stay", object_id=stay_id, current_version=stay.version
+    if seen.dispensary_id is None or seen.bed_archived or not actor.works_in(seen.dispensary_id, CLINICIANS):
+        raise NotFound(("bedId",))
+    if seen.patient_id is None:
+        raise NotFound(("patientId",))
+    if at is not None and at > seen.now:
+        raise InFuture(("checkedInAt",), now=seen.now)
+    if seen.patient_archived:
+        raise PatientIsArchived(("patientId",), patient_id=patient_id)
+    refuse_admitted(actor, seen)
+    await refuse_occupied(session, seen)
+    await refuse_kept(session, seen, reservation_id)
+    await refuse_unusable(session, seen)
+    await refuse_room(session, seen)
+    _refuse_doctor(seen, attending_doctor_id)
+    _refuse_plan(seen, details.planned_check_out_on)
+    with constraints_by_name():
+        return await CHECK_IN.row(
+            session,
+            patient=patient_id,
+            bed=bed_id,
+            dispensary=seen.dispensary_id,
+            at=seen.since,
+            doctor=attending_doctor_id,
+            source_key=source_key,
+            reservation=seen.reservation_id,
+            now=seen.now,
+            **details.model_dump(),
+            **access_log.bound(actor),
         )
-    keys = [row.id for row in before]
-    rows = await session.scalars(select(BedAssignment).where(col(BedAssignment.id).in_(keys)))
-    return stay, sorted(rows, key=lambda row: keys.index(row.id)), locked
 
 
-async def _ending(
-    session: AsyncSession, stay: Stay, assignment: BedAssignment, at: datetime | None
-) -> datetime:
-    """The instant at which the present assignment ends."""
-    if stay.checked_out_at is not None:
-        raise StayAlreadyEnded(("id",), stay_id=stay.id, ended_at=stay.checked_out_at)
-    instant = await now(session)
-    if at is not None and at > instant:
-        raise InFuture(("at",), now=instant)
-    end = at or instant
-    if end < assignment.started_at:
-        raise CheckOutBeforeCheckIn(("at",), stay_id=stay.id, checked_in_at=assignment.started_at)
-    return end
+def refuse_stale(actor: Actor, seen: Facts, version: int) -> None:
+    """Raises `NotFound`, `VersionConflict` (which a transfer in the meantime is)."""
+    if seen.stay_dispensary_id is None or not actor.works_in(seen.stay_dispensary_id, CLINICIANS):
+        raise NotFound(("id",))
+    if seen.stay_version != version or seen.moved_meanwhile:
+        raise VersionConflict(
+            ("version",), object_type="Stay", object_id=seen.stay_id, current_version=seen.stay_version
+        )
+
+
+def _refuse_ending(seen: Facts, at: datetime | None) -> None:
+    """Raises unless the stay's present assignment can end at the instant looked at."""
+    if seen.checked_out_at is not None:
+        raise StayAlreadyEnded(("id",), stay_id=seen.stay_id, ended_at=seen.checked_out_at)
+    if at is not None and at > seen.now:
+        raise InFuture(("at",), now=seen.now)
+    assert seen.present_since is not None
+    if seen.since < seen.present_since:
+        raise CheckOutBeforeCheckIn(("at",), stay_id=seen.stay_id, checked_in_at=seen.present_since)
+
+
+_TRANSFER = Statement(
+    f"""
+    WITH fulfilled AS ({_FULFIL}), ended AS ({_END}), begun AS (
+        INSERT INTO bed_assignment (stay_id, bed_id, dispensary_id, started_at)
+        SELECT stay_id, :bed, dispensary_id, ended_at FROM ended
+        RETURNING bed_id, dispensary_id
+    ), emptied AS ({_LEAVE}), moved AS (
+        UPDATE stay SET version = version + 1 WHERE id = :stay RETURNING *
+    ), logged AS (
+        {access_log.entry("stay_transfer", "Stay", "moved")}
+    ), event AS (
+        {bed_event("b.dispensary_id", "b.id", "'TRANSFERRED_OUT'", _STATUS_LEFT)}
+        FROM ended JOIN bed b ON b.id = ended.bed_id
+        UNION ALL
+        {bed_event("dispensary_id", "bed_id", "'TRANSFERRED_IN'", "'OCCUPIED'", "2")}
+        FROM begun WHERE (SELECT count(*) FROM fulfilled) >= 0
+    ), {feed.publishing("event")}
+    SELECT moved.*, {feed.TELL} FROM moved, counted
+    """
+)
 
 
 async def transfer(
@@ -321,52 +293,50 @@ async def transfer(
     bed_id: int,
     at: datetime | None = None,
     reservation_id: int | None = None,
-) -> Stay:
+) -> Row:
     """The patient lies in the other bed from ``at`` (by default now) on, and in the former one until then.
 
     Raises as `check_in` does, and `VersionConflict`, `StayAlreadyEnded`, `SameBed`, `CheckOutBeforeCheckIn`.
     """
-    stay, assignments, beds = await locked_stay(
-        session, actor=actor, stay_id=stay_id, version=version, beds=(bed_id,)
-    )
-    assignment = assignments[-1]
-    bed = beds.get(bed_id)
-    if bed is None or bed.archived_at is not None or bed.dispensary_id != stay.dispensary_id:
+    locked = await lock(session, bed=bed_id, stay=stay_id)
+    seen = await look(session, actor, locked=locked, bed=bed_id, stay=stay_id, since=at)
+    refuse_stale(actor, seen, version)
+    if seen.bed_archived or seen.dispensary_id != seen.stay_dispensary_id:
         raise NotFound(("bedId",))
-    patient = await session.get(Patient, stay.patient_id)
-    assert patient is not None
-    end = await _ending(session, stay, assignment, at)
-    if assignment.bed_id == bed_id:
+    _refuse_ending(seen, at)
+    if seen.present_bed_id == bed_id:
         raise SameBed(("bedId",), bed_id=bed_id)
-    await refuse_occupied(session, bed, since=end, patient_id=patient.id)
-    await take_reservation(session, bed, patient, reservation_id)
-    await refuse_unusable(session, bed, patient_id=patient.id)
-    await refuse_room(session, bed, patient)
-    assignment.ended_at = end
-    await flush(session)
-    session.add(
-        BedAssignment(stay_id=stay.id, bed_id=bed.id, dispensary_id=bed.dispensary_id, started_at=end)
-    )
-    stay.version += 1
-    await _leave(session, beds[assignment.bed_id])
-    await flush(session)
-    record(session, actor, "stay_transfer", stay)
-    await publish_beds(
-        session,
-        stay.dispensary_id,
-        (assignment.bed_id, BedChange.TRANSFERRED_OUT),
-        (bed.id, BedChange.TRANSFERRED_IN),
-    )
-    return stay
+    await refuse_occupied(session, seen)
+    await refuse_kept(session, seen, reservation_id)
+    await refuse_unusable(session, seen)
+    await refuse_room(session, seen)
+    with constraints_by_name():
+        return await _TRANSFER.row(
+            session,
+            stay=stay_id,
+            assignment=seen.assignment_id,
+            bed=bed_id,
+            at=seen.since,
+            reservation=seen.reservation_id,
+            now=seen.now,
+            **access_log.bound(actor),
+        )
 
 
-async def _leave(session: AsyncSession, bed: Bed) -> None:
-    """The bed goes to cleaning, where the dispensary wishes it so."""
-    dispensary = await session.get(Dispensary, bed.dispensary_id)
-    assert dispensary is not None
-    if dispensary.cleaning_after_check_out and bed.service_state == ServiceState.IN_SERVICE:
-        bed.service_state = ServiceState.CLEANING
-        bed.version += 1
+_CHECK_OUT = Statement(
+    f"""
+    WITH ended AS ({_END}), emptied AS ({_LEAVE}), discharged AS (
+        UPDATE stay SET checked_out_at = :at, outcome = CAST(:outcome AS text), version = version + 1
+        WHERE id = :stay RETURNING *
+    ), logged AS (
+        {access_log.entry("stay_check_out", "Stay", "discharged")}
+    ), event AS (
+        {bed_event("b.dispensary_id", "b.id", "'CHECKED_OUT'", _STATUS_LEFT)}
+        FROM ended JOIN bed b ON b.id = ended.bed_id
+    ), {feed.publishing("event")}
+    SELECT discharged.*, {feed.TELL} FROM discharged, counted
+    """
+)
 
 
 async def check_out(
@@ -377,23 +347,23 @@ async def check_out(
     version: int,
     outcome: Outcome,
     at: datetime | None = None,
-) -> Stay:
+) -> Row:
     """The patient has left, at ``at`` (by default now), and the bed is theirs no more.
 
     Raises `NotFound`, `VersionConflict`, `StayAlreadyEnded`, `InFuture`, `CheckOutBeforeCheckIn`.
     """
-    stay, assignments, beds = await locked_stay(session, actor=actor, stay_id=stay_id, version=version)
-    assignment = assignments[-1]
-    end = await _ending(session, stay, assignment, at)
-    assignment.ended_at = end
-    stay.checked_out_at = end
-    stay.outcome = outcome.value
-    stay.version += 1
-    await _leave(session, beds[assignment.bed_id])
-    await flush(session)
-    record(session, actor, "stay_check_out", stay)
-    await publish_beds(session, stay.dispensary_id, (assignment.bed_id, BedChange.CHECKED_OUT))
-    return stay
+    seen = await look(session, actor, locked=await lock(session, stay=stay_id), stay=stay_id, since=at)
+    refuse_stale(actor, seen, version)
+    _refuse_ending(seen, at)
+    with constraints_by_name():
+        return await _CHECK_OUT.row(
+            session,
+            stay=stay_id,
+            assignment=seen.assignment_id,
+            at=seen.since,
+            outcome=outcome.value,
+            **access_log.bound(actor),
+        )
 
 
 async def update_stay(
@@ -410,13 +380,15 @@ async def update_stay(
         raise VersionConflict(
             ("version",), object_type="Stay", object_id=stay_id, current_version=stay.version
         )
+    doctor = changes.get("attending_doctor_id")
+    seen = await look(session, actor, locked=[], stay=stay_id, since=stay.checked_in_at, doctor=doctor)
     if "attending_doctor_id" in changes:
-        await _refuse_doctor(session, stay.dispensary_id, changes["attending_doctor_id"])
-        stay.attending_doctor_id = changes["attending_doctor_id"]
+        _refuse_doctor(seen, doctor)
+        stay.attending_doctor_id = doctor
     plan = {name: value for name, value in changes.items() if name != "attending_doctor_id"}
     details = changed(stay, StayPlan, plan)
     if "planned_check_out_on" in plan:
-        await _refuse_plan(session, stay.dispensary_id, stay.checked_in_at, details.planned_check_out_on)
+        _refuse_plan(seen, details.planned_check_out_on)
     for name, value in details.model_dump().items():
         setattr(stay, name, value)
     stay.version += 1
@@ -425,21 +397,14 @@ async def update_stay(
     return stay
 
 
-async def _refuse_plan(
-    session: AsyncSession, dispensary_id: int, checked_in_at: datetime, planned: date | None
-) -> None:
-    if planned is None:
-        return
-    first_day = await session.scalar(
-        text(
-            "SELECT (CAST(:at AS timestamptz) AT TIME ZONE time_zone)::date FROM dispensary WHERE id = :dispensary"
-        ),
-        {"at": checked_in_at, "dispensary": dispensary_id},
+def record(session: AsyncSession, actor: Actor, action: str, stay: Stay, reason: str | None = None) -> None:
+    access_log.record(
+        session,
+        actor,
+        action,
+        "Stay",
+        stay.id,
+        patient_id=stay.patient_id,
+        dispensary_id=stay.dispensary_id,
+        reason=reason,
     )
-    assert first_day is not None
-    if planned < first_day:
-        raise Invalid(
-            ("plannedCheckOutOn",),
-            ru="Планируемая выписка раньше поступления.",
-            en="The planned check-out is before the check-in.",
-        )

@@ -6,10 +6,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from ekoyka.database import Database, constraint_name
+from ekoyka.database import REFUSED_BY_CONSTRAINT, Database, constraint_name
 from ekoyka.errors import Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.inpatient import availability, corrections, reservations, stays
 from ekoyka.inpatient.availability import BedClosed, BedNotReady, BedOccupied, BedReserved, RoomSexMismatch
@@ -585,7 +584,7 @@ async def test_the_constraints_hold_whatever_the_code_does(database: Database, m
     }
 
     for constraint, statement in attempts.items():
-        with pytest.raises(IntegrityError) as refused:
+        with pytest.raises(REFUSED_BY_CONSTRAINT) as refused:
             await run(database, _execute, sql=statement)
         assert constraint_name(refused.value) == constraint
 
