@@ -82,8 +82,8 @@ def _reads(where: Environment, known: dict[str, Kind], *, node: bool) -> list[re
 
 
 def _changes(where: Environment, known: dict[str, Kind], *, node: bool) -> list[reaches.Reach]:
-    """Check-ins per second, into different beds."""
-    url = where.database(0.1)
+    """Check-ins per second, into different beds of all dispensaries."""
+    url = where.database(1)
     print()
     with ExitStack() as stack:
         names = (reaches.OURS, *(("Mercurius", "Apollo") if node else ()))

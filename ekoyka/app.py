@@ -6,6 +6,7 @@ named error and `/readyz` says what is missing.
 
 import asyncio
 import contextlib
+import gc
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
@@ -92,6 +93,9 @@ def create_app(settings: Settings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # What is loaded now stays: the garbage collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         async with database, services.feed:
             work = [
                 asyncio.create_task(_prepare(app, database), name="prepare"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Self
 
-import orjson
+from graphql import get_argument_values
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
@@ -20,13 +20,14 @@ from ekoyka.database import Database
 from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
-from ekoyka.graph.execution import ActorGone, ReadContext
+from ekoyka.graph.execution import ReadContext
 from ekoyka.graph.model import ANONYMOUS, TYPES
-from ekoyka.graph.plan import Planner
+from ekoyka.graph.plan import Planner, RootPlan
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard
 from ekoyka.identity.tables import Role
+from ekoyka.observability import request_id
 from ekoyka.settings import Settings
 
 _VALUES = {
@@ -54,6 +55,13 @@ def shape_of(actor: Actor | None) -> ActorShape:
 @cache
 def _shape(roles: frozenset[Role]) -> ActorShape:
     return ActorShape(frozenset(role.value for role in roles), _VALUES, _guard)
+
+
+Payload = tuple[str, bytes]
+"""The name of a payload's type, and its JSON."""
+
+# What each mutation does with its input as it was coerced; `mutations` fills it.
+PERFORM: dict[str, Callable[[Run, str, Any], Awaitable[Payload]]] = {}
 
 
 @dataclass(frozen=True)
@@ -143,13 +151,21 @@ class Run(ReadContext):
         value: bytes | None = await self.database.fetch_value(sql, *parameters)
         return value
 
+    async def perform(self, root: RootPlan) -> bytes:
+        assert self.plan is not None
+        if self.actor is not None:
+            self.actor = replace(self.actor, request_id=request_id.get())
+        arguments = get_argument_values(root.site.definition, root.site.node, self.plan.variables)
+        _, payload = await PERFORM[root.name](self, root.response_key, arguments["input"])
+        return payload
+
     async def payload(
         self,
         response_key: str,
         type_name: str,
         made: int | Mapping[str, Any],
         session: AsyncSession | None = None,
-    ) -> dict[str, Any]:
+    ) -> Payload:
         """A mutation's answer, read by the selection planned for this type; one statement.
 
         ``made`` is a row's key, or the values of a type declared with columns. With a session it sees what
@@ -161,15 +177,11 @@ class Run(ReadContext):
             {"key": made} if isinstance(made, int) else dict.fromkeys(TYPES[type_name].columns) | dict(made)
         )
         parameters = statement.bind(self.actor_values(), self.plan.variables, values)
-        text = await (
+        answer: bytes | None = await (
             self.database.fetch_value_in(session, statement.sql, *parameters)
             if session is not None
             else self.fetch_value(statement.sql, *parameters)
         )
-        if text is None:
-            raise ActorGone
-        row: dict[str, Any] | None = orjson.loads(text)
-        if row is None:
+        if answer is None or answer == b"null":
             raise OutOfSight
-        row[""] = type_name
-        return row
+        return type_name, answer

@@ -107,7 +107,7 @@ def failure(status: int, code: str, message: str, headers: Mapping[str, str] | N
 class Endpoint:
     """One JSON body in, one JSON body out.
 
-    A query that the compiler covers is answered from its plan; everything else is Strawberry's to execute.
+    Queries and mutations are answered from their plans; introspection and all that is not good, by Strawberry.
     """
 
     def __init__(self, schema: strawberry.Schema) -> None:
@@ -172,7 +172,7 @@ class Endpoint:
         errors: list[dict[str, Any]] = []
         began = True
         try:
-            data = await run.answer_query(query, name, variables)
+            data = await run.answer_at_once(query, name, variables)
             if data is None:
                 if run.actor is not None:
                     run.actor = replace(run.actor, request_id=request_id.get())
@@ -194,6 +194,8 @@ class Endpoint:
             )
         except PlanError as error:
             errors, began = present(error.errors), False
+        except GraphQLError as error:
+            errors, began = present([error]), False
         except Exception as error:  # whatever it is, it is masked and has the request's id
             errors, began = present([GraphQLError("", original_error=error)]), False
         codes = {error["extensions"]["code"] for error in errors}

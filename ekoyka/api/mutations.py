@@ -20,10 +20,11 @@ import asyncpg
 import orjson
 import strawberry
 from sqlalchemy.exc import DBAPIError
+from strawberry.types.arguments import convert_argument
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
-from ekoyka.api.context import Run
+from ekoyka.api.context import PERFORM, Payload, Run
 from ekoyka.database import NotProvided
 from ekoyka.errors import IdempotencyKeyReused, Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.graph import declare as graph
@@ -137,9 +138,17 @@ def mutation(
         if "idempotency_key" in input_fields:
             known.append(IdempotencyKeyReused)
 
-        async def resolve(root: None, info: strawberry.Info, input: Any) -> Any:
-            run: Run = info.context
-            response_key = str(info.path.key)
+        async def perform(run: Run, response_key: str, given: Any) -> Payload:
+            strawberry_schema = run.planner.schema._strawberry_schema  # type: ignore[attr-defined]  # its own mark
+            input = convert_argument(
+                given,
+                input_type,
+                strawberry_schema.schema_converter.scalar_registry,
+                strawberry_schema.config,
+            )
+            return await answer(run, response_key, input)
+
+        async def answer(run: Run, response_key: str, input: Any) -> Payload:
             try:
                 _refuse_unwritable(input, ("input",))
                 if not transaction:
@@ -157,6 +166,11 @@ def mutation(
                     },
                 )
 
+        async def resolve(root: None, info: strawberry.Info, input: Any) -> Any:
+            type_name, payload = await answer(info.context, str(info.path.key), input)
+            return {**orjson.loads(payload), "": type_name}
+
+        PERFORM[name] = perform
         union_name = f"{name[0].upper()}{name[1:]}Result"
         graph.NAMESPACE[union_name] = lambda: None
         field = StrawberryField(
@@ -192,7 +206,7 @@ def mutation_type() -> type:
 
 async def _in_transaction(
     run: Run, response_key: str, name: str, returns: str, body: Body, input: Any
-) -> Any:
+) -> Payload:
     for attempt in range(_ATTEMPTS):
         try:
             run.after_commit.clear()

@@ -1,4 +1,4 @@
-"""Running plans: whole queries from statements, root fields and payloads for Strawberry's own executor."""
+"""Running plans: whole queries and mutations from statements; root fields and payloads for Strawberry's executor."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
 import orjson
-from graphql import ExecutionResult, GraphQLSyntaxError, OperationType
+from graphql import ExecutionResult, GraphQLError, GraphQLSyntaxError, OperationType
 from strawberry.extensions import SchemaExtension
 
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.ids import BadInput
-from ekoyka.graph.plan import Document, OperationPlan, PlanError, Planner, bad_input
+from ekoyka.graph.plan import Document, OperationPlan, PlanError, Planner, RootPlan, bad_input
 
 
 class ActorGone(Exception):
@@ -41,6 +41,10 @@ class ReadContext(ABC):
     async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
         """The statement's value, on a connection for reading."""
 
+    @abstractmethod
+    async def perform(self, root: RootPlan) -> bytes:
+        """The mutation is done; the JSON of its payload."""
+
     def for_operation(self) -> Self:
         """A context of its own for each operation: a socket's operations share what they began with."""
         return copy.copy(self)
@@ -69,18 +73,18 @@ class ReadContext(ABC):
         """The rows of a query's root field, for the executor to pick from."""
         return orjson.loads(await self.read(response_key))
 
-    async def answer_query(
+    async def answer_at_once(
         self, text: str, operation_name: str | None, variables: Mapping[str, Any] | None
     ) -> bytes | None:
-        """The data of a query that statements alone answer; None for all that Strawberry is to execute.
+        """The data of a query or mutation, from statements' bytes; None for all that Strawberry is to execute.
 
-        Raises `PlanError` before any SQL, and `ActorGone`.
+        Raises `PlanError` before any SQL, and `ActorGone`; a mutation's errors have their field's path.
         """
         try:
             document = self.planner.document(text)
         except GraphQLSyntaxError:
             return None
-        if document.errors or not document.is_query(operation_name):
+        if document.errors or not document.is_answered_at_once(operation_name):
             return None
         plan = self.planner.plan(
             document, operation_name, variables, self.actor_shape(), compiled=self.compiled
@@ -91,20 +95,27 @@ class ReadContext(ABC):
         return await self.answer(plan)
 
     async def answer(self, plan: OperationPlan) -> bytes:
-        """The whole query's data, put together from the bytes that PostgreSQL made."""
-        parts = [
-            b'"%b":%b'
-            % (
-                key.encode(),
-                f'"{plan.typenames[key]}"'.encode() if key in plan.typenames else await self.read(key),
-            )
-            for key in plan.order
-        ]
+        """The whole operation's data, put together from the bytes that PostgreSQL made."""
+        parts = []
+        for key in plan.order:
+            if key in plan.typenames:
+                value = f'"{plan.typenames[key]}"'.encode()
+            elif plan.operation is OperationType.MUTATION:
+                value = await self._performed(plan.roots[key])
+            else:
+                value = await self.read(key)
+            parts.append(b'"%b":%b' % (key.encode(), value))
         return b"{%b}" % b",".join(parts)
+
+    async def _performed(self, root: RootPlan) -> bytes:
+        try:
+            return await self.perform(root)
+        except Exception as error:
+            raise GraphQLError(str(error), path=[root.response_key], original_error=error) from error
 
 
 class PlannedExecution(SchemaExtension):
-    """Reads documents from the planner, plans every operation before it runs, answers compiled queries at once
+    """Reads documents from the planner, plans every operation before it runs, answers what is compiled at once
     and leaves the rest to Strawberry.
 
     A payload's or subscription's plan waits in the context for its resolver.

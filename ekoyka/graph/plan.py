@@ -56,10 +56,10 @@ class Document:
         """The operations of this name; all of them without one."""
         return [item for item in self.operations if name is None or (item.name and item.name.value == name)]
 
-    def is_query(self, name: str | None) -> bool:
-        """Whether one operation is meant, and is a query."""
+    def is_answered_at_once(self, name: str | None) -> bool:
+        """Whether one operation is meant, and is a query or a mutation."""
         wanted = self.named(name)
-        return len(wanted) == 1 and wanted[0].operation is OperationType.QUERY
+        return len(wanted) == 1 and wanted[0].operation is not OperationType.SUBSCRIPTION
 
 
 @dataclass
@@ -76,7 +76,7 @@ class RootPlan:
 
 @dataclass
 class OperationPlan:
-    """What one operation needs; ``compiled`` when statements alone answer it."""
+    """What one operation needs; ``compiled`` when its answer is put together from statements' bytes."""
 
     operation: OperationType
     variables: VariableValues
@@ -171,7 +171,7 @@ class Planner:
         selections = select.collect(root_type.name, [operation.selection_set])
         roots: dict[str, RootPlan] = {}
         typenames: dict[str, str] = {}
-        compiled &= operation.operation is OperationType.QUERY
+        compiled &= operation.operation is not OperationType.SUBSCRIPTION
         # Introspection is Strawberry's.
         compiled &= {nodes[0].name.value for nodes in selections.values()}.isdisjoint({"__schema", "__type"})
         for response_key, nodes in selections.items():
