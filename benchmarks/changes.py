@@ -7,18 +7,22 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
 from benchmarks import checkins, load
 from benchmarks.servers import TOKEN_KEY, Server
-from ekoyka.feed import TELL
+from ekoyka.database import Database
+from ekoyka.feed import Feed, publishing
 from ekoyka.identity.credentials import Tokens
+from ekoyka.notices import PAUSE_S
 from ekoyka.settings import Mode, Settings
 
 CONNECTIONS = 10
-BARE, SILENT = "pgbench", "pgbench without NOTIFY"
+BARE, TOLD, UNFED = "pgbench", "pgbench while a server tells of it", "pgbench without the feed"
 PEER_MUTATION = """mutation CheckIn($input: StayCheckInInput!) { stayCheckIn(input: $input) {
   __typename
   ... on Stay { id version checkedInAt currentBed { id label status } patient { id } }
@@ -43,9 +47,11 @@ def measure(
     script = asyncio.run(checkins.pgbench_script(settings, ground))
     asyncio.run(checkins.reset(url))
     (folder / "check-in.sql").write_text(script)
-    silent = script.replace(" ".join(TELL.split()), "1 AS told")
-    assert silent != script
-    (folder / "check-in-silent.sql").write_text(silent)
+    unfed = script.replace(
+        " ".join(publishing("event").split()), "counted AS (SELECT topic, 1 AS last_cursor FROM event)"
+    )
+    assert unfed != script
+    (folder / "check-in-unfed.sql").write_text(unfed)
     token = Tokens([TOKEN_KEY], issuer="ekoyka", ttl_s=7200).issue(ground.actor).text
     rates: dict[str, list[float]] = {}
     try:
@@ -53,12 +59,41 @@ def measure(
             for server in servers:
                 rates.setdefault(server.kind.name, []).append(_served(server, ground, token))
                 _check(url, count)
-            for name, file in ((BARE, "check-in.sql"), (SILENT, "check-in-silent.sql")):
-                rates.setdefault(name, []).append(_bare(programs, folder / file, url, each))
+            for name, file in ((BARE, "check-in.sql"), (TOLD, "check-in.sql"), (UNFED, "check-in-unfed.sql")):
+                with _telling(url, settings) if name == TOLD else nullcontext():
+                    rates.setdefault(name, []).append(_bare(programs, folder / file, url, each))
                 _check(url, count)
     finally:
         asyncio.run(checkins.remove(url))
     return {name: median(found) for name, found in rates.items()}
+
+
+@contextmanager
+def _telling(url: str, settings: Settings) -> Iterator[None]:
+    """A process's feed, of which somebody follows every dispensary, and which has always something to tell."""
+
+    async def tell() -> None:
+        async with (
+            Database(url, settings) as database,
+            Feed(database) as feed,
+        ):
+            topics = [row["topic"] for row in await database.fetch("SELECT topic FROM feed_topic")]
+            for topic in topics:
+                feed.follow(topic, lambda _: None)
+            number = 0
+            while not ended.is_set():
+                number += 1
+                database.notices.add(dict.fromkeys(topics, number))
+                await asyncio.sleep(PAUSE_S)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(tell()))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _check(url: str, count: int) -> None:

@@ -10,7 +10,7 @@ never a dead server.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,12 +21,17 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, Inter
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from ekoyka.notices import Notices
 from ekoyka.readers import Readers
 from ekoyka.settings import Settings
 
 OLDEST_VERSION = 160000
 REFUSED_BY_CONSTRAINT = (IntegrityError, asyncpg.IntegrityConstraintViolationError)
 """What a constraint's refusal is raised as: by SQLAlchemy, and by a `Statement`; see `constraint_name`."""
+
+CHANNEL = "ekoyka"
+"""The channel of PostgreSQL's that committed changes are told on: a name and a number, a space between."""
+NOTICES = "notices"
 
 _Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _GONE = (
@@ -73,7 +78,7 @@ def driver_url(url: str) -> URL:
     )
 
 
-def _connect_arguments(settings: Settings, application: str) -> dict[str, Any]:
+def _connect_arguments(settings: Settings, application: str, **more: str) -> dict[str, Any]:
     return {
         "timeout": settings.connect_timeout_s,
         # Every statement is prepared once for each connection, however long it is.
@@ -86,13 +91,19 @@ def _connect_arguments(settings: Settings, application: str) -> dict[str, Any]:
             "statement_timeout": str(int(settings.statement_timeout_s * 1000)),
             "idle_in_transaction_session_timeout": "30000",
             "jit": "off",
+            **more,
         },
     }
 
 
-async def connect(url: str, settings: Settings, application: str) -> asyncpg.Connection[asyncpg.Record]:
-    """A connection of the driver's own: for reads, or for what lives as long as the process."""
-    return await asyncpg.connect(url, **_connect_arguments(settings, application))
+async def connect(
+    url: str, settings: Settings, application: str, **more: str
+) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection of the driver's own: for reads, or for what lives as long as the process.
+
+    ``more`` are settings of PostgreSQL's for the session.
+    """
+    return await asyncpg.connect(url, **_connect_arguments(settings, application, **more))
 
 
 class Row(asyncpg.Record):
@@ -178,6 +189,7 @@ class Database:
             info={"count": self._count},
         )
         self._readers = Readers(self._connect, settings.read_pool_size, settings.pool_timeout_s)
+        self.notices = Notices(self._notify)
         self.statements = 0
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count)
         event.listen(self.engine.sync_engine, "checkout", _refuse_unusable)
@@ -193,7 +205,8 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Both pools are closed; statements under way get a moment to end."""
+        """Both pools are closed; statements under way get a moment to end, and notices to be sent."""
+        await self.notices.close(1)
         await self._readers.close(5)
         await self.engine.dispose()
 
@@ -201,6 +214,7 @@ class Database:
     async def transaction(self, *, provided: str | None = None) -> AsyncIterator[AsyncSession]:
         """A session in one transaction: committed when the block ends, rolled back when it raises.
 
+        What stands under `NOTICES` in the session's ``info``, numbers by name, is told on `CHANNEL` after that.
         ``provided`` is a SELECT without parameters that must find a row; it goes with the BEGIN, in one round
         trip. Raises `NotProvided`, and `DatabaseUnavailable` when the connection fails or none is free in time.
         """
@@ -216,6 +230,8 @@ class Database:
                 ending = "COMMIT" if begun is not None and begun.is_active else "ROLLBACK"
                 if await driver.execute(ending) != ending:
                     raise RuntimeError("an error was passed over, so PostgreSQL has undone the transaction")
+                if ending == "COMMIT":
+                    self.notices.add(session.info.get(NOTICES, {}))
             except BaseException:
                 await _roll_back(driver)
                 raise
@@ -280,7 +296,17 @@ class Database:
         return {"read": reading, "write": (writing, self.settings.write_pool_size)}
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        return await connect(self.url, self.settings, "ekoyka read")
+        # What is written on these connections, a notification for one, need not outlive PostgreSQL.
+        return await connect(self.url, self.settings, "ekoyka read", synchronous_commit="off")
+
+    async def _notify(self, notices: Mapping[str, int]) -> None:
+        # Not counted: it belongs to no operation.
+        await self._readers.read(
+            "execute",
+            f"SELECT pg_notify('{CHANNEL}', name || ' ' || number) "
+            "FROM unnest($1::text[], $2::bigint[]) notice (name, number)",
+            (list(notices), list(notices.values())),
+        )
 
     async def check_fit(self) -> None:
         """PostgreSQL is new enough, speaks UTF-8 and knows Cyrillic letters.

@@ -1,9 +1,10 @@
 """The feed: events written with the change they tell of, and carried to every process after the commit.
 
-`publish` writes into the outbox inside the change's transaction. One connection per process listens and
-rings for whoever follows a topic; followers read the outbox from their own cursors on, so that a lost
-notification can delay an event but never lose it. Knows no domain and authorises nothing: whoever sends an
-event on does.
+`publish` writes into the outbox inside the change's transaction, and the topic's new cursor is told when that
+is committed. One connection per process listens and rings for whoever follows a topic; followers read the
+outbox from their own cursors on, and the listener looks at every heartbeat what it has not been told, so that a
+lost notification can delay an event but never lose it. Knows no domain and authorises nothing: whoever sends
+an event on does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel
 
 from ekoyka.columns import instant
-from ekoyka.database import Database, Statement, connect
+from ekoyka.database import CHANNEL, NOTICES, Database, Row, Statement, connect
 
 log = structlog.get_logger(__name__)
 
@@ -48,14 +49,11 @@ class FeedEvent(SQLModel, table=True):
     occurred_at: datetime = instant(now=True)
 
 
-CHANNEL = "ekoyka"
-
-
 # The upsert's row lock is held until the commit: a topic's next writer waits, so cursors have no gaps and
 # grow in the order of commits. Readers may then simply go by cursor.
 def publishing(events: str) -> str:
     """The last CTEs of a statement that publishes what its CTE ``events`` holds: (topic, place, payload), all of
-    one topic, place from 1. `TELL` is selected FROM counted.
+    one topic, place from 1. A `Publication` selects `PUBLISHED` FROM counted.
 
     The topic's row is locked when all events are known: they depend on whatever must be locked before it. The
     foreign keys of rows that the statement writes are checked at its end; nobody who holds what they wait for
@@ -73,24 +71,38 @@ def publishing(events: str) -> str:
     )"""
 
 
-TELL = f"pg_notify('{CHANNEL}', counted.topic || ' ' || counted.last_cursor)"
+PUBLISHED = "counted.topic, counted.last_cursor"
 
-_PUBLISH = Statement(
+
+class Publication(Statement):
+    """A statement that publishes; the topic and cursor alone are told when the transaction is committed.
+
+    Payloads never leave the database's tables that way.
+    """
+
+    async def rows(self, session: AsyncSession, **values: Any) -> list[Row]:
+        rows = await super().rows(session, **values)
+        notices = session.info.setdefault(NOTICES, {})
+        for row in rows:
+            notices[row.topic] = row.last_cursor
+        return rows
+
+
+_PUBLISH = Publication(
     f"""
     WITH event AS (
         SELECT CAST(:topic AS text) AS topic, place, payload
         FROM jsonb_array_elements(CAST(:payloads AS jsonb)) WITH ORDINALITY AS item (payload, place)
     ), {publishing("event")}
-    SELECT {TELL} FROM counted
+    SELECT {PUBLISHED} FROM counted
     """
 )
 
 
 async def publish(session: AsyncSession, topic: str, *payloads: dict[str, Any]) -> None:
-    """The events stand in the outbox and listeners are told, both when the transaction commits.
+    """The events stand in the outbox when the transaction commits, and listeners are told then.
 
-    Call it last in an operation: it takes the topic's row lock, after all others. The notification
-    carries the topic and cursor alone; payloads never leave the database's tables that way.
+    Call it last in an operation: it takes the topic's row lock, after all others.
     """
     await _PUBLISH.rows(session, topic=topic, payloads=orjson.dumps(payloads).decode())
 
@@ -132,6 +144,7 @@ class Feed:
         self._heartbeat_s = heartbeat_s
         self._retry_s = retry_s
         self._rings: defaultdict[str, dict[Ring, None]] = defaultdict(dict)
+        self._heard: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
         self.connected = False
 
@@ -154,6 +167,7 @@ class Feed:
         self._rings[topic].pop(ring, None)
         if not self._rings[topic]:
             del self._rings[topic]
+            self._heard.pop(topic, None)
 
     async def _listen(self) -> None:
         pause, longest = self._retry_s
@@ -172,7 +186,7 @@ class Feed:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(lost.wait(), self._heartbeat_s)
                     if not lost.is_set():
-                        await asyncio.wait_for(connection.execute("SELECT 1"), self._heartbeat_s)
+                        await asyncio.wait_for(self._look(connection), self._heartbeat_s)
                 log.warning("feed_cut", reason="closed")
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.warning("feed_cut", reason=type(error).__name__)
@@ -185,8 +199,22 @@ class Feed:
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         topic, _, cursor = str(payload).rpartition(" ")
-        for ring in self._rings.get(topic, ()):
-            ring(int(cursor) if cursor.isdigit() else None)
+        if cursor.isdigit():
+            self._ring(topic, int(cursor))
+
+    async def _look(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """What whoever committed it could not tell, having died, is heard of here."""
+        for row in await connection.fetch(
+            "SELECT topic, last_cursor FROM feed_topic WHERE topic = ANY($1::text[])", list(self._rings)
+        ):
+            if row["last_cursor"] > self._heard.get(row["topic"], 0):
+                self._ring(row["topic"], row["last_cursor"])
+
+    def _ring(self, topic: str, cursor: int) -> None:
+        if topic in self._rings:
+            self._heard[topic] = max(cursor, self._heard.get(topic, 0))
+            for ring in self._rings[topic]:
+                ring(cursor)
 
     def _ring_all(self) -> None:
         for rings in self._rings.values():

@@ -1,12 +1,14 @@
-"""Migrations: the schema is brought to Alembic's head under a lock, so that replicas may start at once."""
+"""Migrations: the schema is brought to Alembic's head under a lock, so that replicas may start at once.
 
+Alembic is loaded when there is something to migrate: a server that finds its schema does without its 6 MiB.
+"""
+
+from __future__ import annotations
+
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
@@ -18,29 +20,39 @@ import ekoyka.identity.tables
 import ekoyka.inpatient.tables  # noqa: F401 -- each import adds its tables to the metadata
 from ekoyka.database import Database
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 METADATA = SQLModel.metadata
 
 # Any constant of ours; PostgreSQL only compares it.
 _LOCK = 0x656B6F796B61
 
 
-def _config(connection: Connection | None = None) -> Config:
-    config = Config()
+def _folder() -> Path:
     # Beside the package in a checkout, inside it in an installed wheel.
     inside, beside = Path(__file__).parent / "_migrations", Path(__file__).parent.parent / "migrations"
-    config.set_main_option("script_location", str(inside if inside.is_dir() else beside).replace("%", "%%"))
+    return inside if inside.is_dir() else beside
+
+
+def _config(connection: Connection) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 
 
+@cache
 def head() -> str:
-    """The newest migration that this code knows."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision
+    """The newest migration that this code knows: their files are named by number."""
+    return max(path.stem for path in (_folder() / "versions").glob("[0-9]*.py"))[:4]
 
 
 def _upgrade(connection: Connection, revision: str) -> None:
+    from alembic import command
+
     # A session lock: it outlives the migrations' own transactions and ends with the connection.
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     connection.commit()
@@ -59,12 +71,15 @@ def _upgrade(connection: Connection, revision: str) -> None:
 
 async def upgrade(database: Database, revision: str = "head") -> None:
     """The schema is at the revision. Waits for a migration that another process is running."""
+    if revision == "head" and await at_head(database):
+        return
     async with database.engine.connect() as connection:
         await connection.run_sync(_upgrade, revision)
 
 
 async def downgrade(database: Database, revision: str) -> None:
     """The schema is back at an older revision."""
+    from alembic import command
 
     def run(connection: Connection) -> None:
         command.downgrade(_config(connection), revision)
@@ -82,6 +97,9 @@ async def at_head(database: Database) -> bool:
 
 async def drift(database: Database) -> list[object]:
     """What differs between the tables as declared and the schema as migrated; empty when nothing does."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
     async with database.engine.connect() as connection:
         return await connection.run_sync(
             lambda sync: list(compare_metadata(MigrationContext.configure(sync), METADATA))

@@ -176,7 +176,7 @@ async def refuse_room(session: AsyncSession, seen: Facts) -> None:
 
 
 _STATUS_NOW = status_of(is_occupied("changed"), is_reserved("changed"), "service_state")
-_SET_SERVICE_STATE = Statement(
+_SET_SERVICE_STATE = feed.Publication(
     f"""
     WITH reopened AS (
         UPDATE bed_closure SET reopened_at = :now
@@ -194,7 +194,7 @@ _SET_SERVICE_STATE = Statement(
         {bed_event("dispensary_id", "id", "'SERVICE_STATE_CHANGED'", _STATUS_NOW)}
         FROM changed WHERE (SELECT count(*) FROM reopened) + (SELECT count(*) FROM closed) >= 0
     ), {feed.publishing("event")}
-    SELECT {feed.TELL} FROM counted
+    SELECT {feed.PUBLISHED} FROM counted
     """
 )
 

@@ -154,14 +154,14 @@ def bed_event(dispensary: str, bed: str, change: str, status: str, place: str = 
     )
 
 
-_PUBLISH_BEDS = Statement(
+_PUBLISH_BEDS = feed.Publication(
     f"""
     WITH event AS (
         {bed_event("CAST(:dispensary AS bigint)", "c.bed", "c.change", bed_status("b"), "c.place")}
         FROM unnest(CAST(:beds AS bigint[]), CAST(:changes AS text[])) WITH ORDINALITY AS c (bed, change, place)
         LEFT JOIN bed b ON b.id = c.bed
     ), {feed.publishing("event")}
-    SELECT {feed.TELL} FROM counted
+    SELECT {feed.PUBLISHED} FROM counted
     """
 )
 

@@ -28,7 +28,7 @@ class ReservationEnded(Conflict):
 
 
 # The bed's former reservation, which ran out unnoticed, must end before the next can be.
-_RESERVE = Statement(
+_RESERVE = feed.Publication(
     f"""
     WITH lapsed AS (
         UPDATE reservation SET ended_at = until, outcome = 'LAPSED'
@@ -49,7 +49,7 @@ _RESERVE = Statement(
         {bed_event("dispensary_id", "bed_id", "'RESERVED'", "'RESERVED'", "1 + (SELECT count(*) FROM lapsed)")}
         FROM made
     ), {feed.publishing("event")}
-    SELECT made.*, {feed.TELL} FROM made, counted
+    SELECT made.*, {feed.PUBLISHED} FROM made, counted
     """
 )
 
@@ -98,7 +98,7 @@ _RESERVATION = Statement(
     "FROM reservation WHERE id = :reservation"
 )
 _STATUS_NOW = status_of(is_occupied("b"), "false", "b.service_state")
-_RELEASE = Statement(
+_RELEASE = feed.Publication(
     f"""
     WITH released AS (
         UPDATE reservation SET ended_at = clock_timestamp(), outcome = 'RELEASED'
@@ -110,7 +110,7 @@ _RELEASE = Statement(
         {bed_event("b.dispensary_id", "b.id", "'RESERVATION_RELEASED'", _STATUS_NOW)}
         FROM released JOIN bed b ON b.id = released.bed_id
     ), {feed.publishing("event")}
-    SELECT released.*, {feed.TELL} FROM released, counted
+    SELECT released.*, {feed.PUBLISHED} FROM released, counted
     """
 )
 

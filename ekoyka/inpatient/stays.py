@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka import feed
-from ekoyka.database import REFUSED_BY_CONSTRAINT, Row, Statement, constraint_name
+from ekoyka.database import REFUSED_BY_CONSTRAINT, Row, constraint_name
 from ekoyka.errors import Conflict, Invalid, NotFound, VersionConflict
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
@@ -155,7 +155,7 @@ _STATUS_LEFT = status_of(
     "false", is_reserved("b"), "coalesce((SELECT service_state FROM emptied), b.service_state)"
 )
 
-CHECK_IN = Statement(
+CHECK_IN = feed.Publication(
     f"""
     WITH fulfilled AS ({_FULFIL}), admitted AS (
         INSERT INTO stay (
@@ -177,7 +177,7 @@ CHECK_IN = Statement(
         {bed_event("dispensary_id", "bed_id", "'CHECKED_IN'", "'OCCUPIED'")}
         FROM begun WHERE (SELECT count(*) FROM fulfilled) >= 0
     ), {feed.publishing("event")}
-    SELECT admitted.*, {feed.TELL} FROM admitted, counted
+    SELECT admitted.*, {feed.PUBLISHED} FROM admitted, counted
     """
 )
 
@@ -262,7 +262,7 @@ def _refuse_ending(seen: Facts, at: datetime | None) -> None:
         raise CheckOutBeforeCheckIn(("at",), stay_id=seen.stay_id, checked_in_at=seen.present_since)
 
 
-_TRANSFER = Statement(
+_TRANSFER = feed.Publication(
     f"""
     WITH fulfilled AS ({_FULFIL}), ended AS ({_END}), begun AS (
         INSERT INTO bed_assignment (stay_id, bed_id, dispensary_id, started_at)
@@ -279,7 +279,7 @@ _TRANSFER = Statement(
         {bed_event("dispensary_id", "bed_id", "'TRANSFERRED_IN'", "'OCCUPIED'", "2")}
         FROM begun WHERE (SELECT count(*) FROM fulfilled) >= 0
     ), {feed.publishing("event")}
-    SELECT moved.*, {feed.TELL} FROM moved, counted
+    SELECT moved.*, {feed.PUBLISHED} FROM moved, counted
     """
 )
 
@@ -323,7 +323,7 @@ async def transfer(
         )
 
 
-_CHECK_OUT = Statement(
+_CHECK_OUT = feed.Publication(
     f"""
     WITH ended AS ({_END}), emptied AS ({_LEAVE}), discharged AS (
         UPDATE stay SET checked_out_at = :at, outcome = CAST(:outcome AS text), version = version + 1
@@ -334,7 +334,7 @@ _CHECK_OUT = Statement(
         {bed_event("b.dispensary_id", "b.id", "'CHECKED_OUT'", _STATUS_LEFT)}
         FROM ended JOIN bed b ON b.id = ended.bed_id
     ), {feed.publishing("event")}
-    SELECT discharged.*, {feed.TELL} FROM discharged, counted
+    SELECT discharged.*, {feed.PUBLISHED} FROM discharged, counted
     """
 )
 

@@ -7,8 +7,7 @@ from typing import Any
 import asyncpg
 import httpx
 
-from ekoyka.database import Database
-from ekoyka.feed import CHANNEL
+from ekoyka.database import CHANNEL, Database
 from ekoyka.settings import Settings
 from tests.client import gid
 from tests.factories import Factory
