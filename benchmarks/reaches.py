@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.changes import BARE, TOLD, UNFED
+from benchmarks.changes import BARE, TOLD
 from benchmarks.reads import Results
 from benchmarks.subscribers import Delivery
 

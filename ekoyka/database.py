@@ -179,7 +179,9 @@ class Database:
             else {"poolclass": NullPool}
         )
         self.engine: AsyncEngine = create_async_engine(
-            driver_url(url), connect_args=_connect_arguments(settings, "ekoyka write"), **pool
+            driver_url(url),
+            connect_args=_connect_arguments(settings, "ekoyka write", plan_cache_mode="force_generic_plan"),
+            **pool,
         )
         # The transaction is `transaction`'s own: SQLAlchemy would begin it with its first statement, which
         # may not be the first, and in a round trip of its own.
