@@ -123,10 +123,4 @@ def of_changes(rates: Mapping[str, float]) -> list[Reach]:
         Reach(
             "commits while a server tells of them over those untold", rates[TOLD] / rates[BARE], 0.95, True
         ),
-        Reach(
-            "commits with the feed, outbox and all, over those without",
-            rates[TOLD] / rates[UNFED],
-            0.95,
-            True,
-        ),
     ]

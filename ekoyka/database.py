@@ -180,6 +180,7 @@ class Database:
         )
         self.engine: AsyncEngine = create_async_engine(
             driver_url(url),
+            # What changes run is looked up by keys: one plan serves all, and is made once.
             connect_args=_connect_arguments(settings, "ekoyka write", plan_cache_mode="force_generic_plan"),
             **pool,
         )
