@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 from strawberry import Schema
 
 from ekoyka import explorer, feed, migrate
@@ -62,6 +63,19 @@ _SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
+
+
+class Application(Starlette):
+    """The routes; operations go straight to their endpoint, past what the other routes need on their way."""
+
+    operations: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/graphql":
+            scope["app"] = self
+            await self.operations(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 @cache
@@ -116,13 +130,14 @@ def create_app(settings: Settings) -> Starlette:
                 services.hasher.close()
 
     sockets = Sockets(schema, operations_per_socket=settings.subscriptions_per_socket)
-    app = Starlette(
+    endpoint = Route("/graphql", Endpoint(schema, largest_bytes=LARGEST_BODY_BYTES), methods=["POST"])
+    app = Application(
         lifespan=lifespan,
         max_body_size=LARGEST_BODY_BYTES,
         middleware=[Middleware(RequestLog)],
         routes=[
             Route("/", lambda request: RedirectResponse("/graphql"), methods=["GET"]),
-            Route("/graphql", Endpoint(schema), methods=["POST"]),
+            endpoint,
             Route("/graphql", explore, methods=["GET"]),
             WebSocketRoute("/graphql", sockets),
             Route("/auth/token", token, methods=["POST"]),
@@ -134,6 +149,7 @@ def create_app(settings: Settings) -> Starlette:
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
     )
+    app.operations = RequestLog(endpoint.app, endpoint)
     app.state.schema = schema
     app.state.services = services
     app.state.prepared = asyncio.Event()

@@ -26,6 +26,7 @@ from prometheus_client import (
     multiprocess,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ekoyka.settings import LogFormat, Settings
@@ -138,10 +139,14 @@ def where(error: BaseException | None) -> dict[str, Any]:
 
 
 class RequestLog:
-    """ASGI middleware: every request has an id, which is in its answer and in every log line it causes."""
+    """ASGI middleware: every request has an id, which is in its answer and in every log line it causes.
 
-    def __init__(self, app: ASGIApp) -> None:
+    ``route`` is the one that all of its requests take, where no router says which.
+    """
+
+    def __init__(self, app: ASGIApp, route: Route | None = None) -> None:
         self.app = app
+        self.route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -180,7 +185,7 @@ class RequestLog:
             elif scope["type"] == "websocket":
                 await sending({"type": "websocket.close", "code": 1011})
         finally:
-            route = scope.get("route")
+            route = self.route or scope.get("route")
             log.info(
                 "request" if scope["type"] == "http" else "socket_closed",
                 method=scope.get("method"),

@@ -86,14 +86,22 @@ class Fields:
         return self._raw.get(name, b"").decode("latin-1")
 
 
-async def _whole(receive: Receive) -> bytes:
-    """The request's body; the application has bounded it. Raises `ClientDisconnect`."""
+class _TooLarge(Exception):
+    """The body is larger than it may be."""
+
+
+async def _whole(receive: Receive, largest_bytes: int) -> bytes:
+    """The request's body. Raises `ClientDisconnect`, `_TooLarge`."""
     parts = []
+    left = largest_bytes
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         parts.append(message.get("body", b""))
+        left -= len(parts[-1])
+        if left < 0:
+            raise _TooLarge
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -110,8 +118,9 @@ class Endpoint:
     Queries and mutations are answered from their plans; introspection and all that is not good, by Strawberry.
     """
 
-    def __init__(self, schema: strawberry.Schema) -> None:
+    def __init__(self, schema: strawberry.Schema, *, largest_bytes: int) -> None:
         self.schema = schema
+        self._largest_bytes = largest_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -135,7 +144,14 @@ class Endpoint:
         if headers[b"content-encoding"] not in ("", "identity"):
             return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the body without a content encoding.")
         try:
-            body = orjson.loads(await _whole(receive))
+            body = orjson.loads(await _whole(receive, self._largest_bytes))
+        except _TooLarge:
+            return failure(
+                413,
+                "CONTENT_TOO_LARGE",
+                f"A body holds at most {self._largest_bytes} bytes.",
+                {"connection": "close"},
+            )
         except orjson.JSONDecodeError:
             return failure(400, "BAD_REQUEST", "The body is not JSON in UTF-8.")
         if not isinstance(body, dict):

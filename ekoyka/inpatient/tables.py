@@ -218,7 +218,14 @@ class BedAssignment(SQLModel, table=True):
             ["stay.id", "stay.dispensary_id"],
             name="fk_bed_assignment_stay_id_dispensary_id",
         ),
-        Index("uq_bed_assignment_open_bed", "bed_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        # With all that a board asks of the row, which need not be looked up then.
+        Index(
+            "uq_bed_assignment_open_bed",
+            "bed_id",
+            unique=True,
+            postgresql_where=text("ended_at IS NULL"),
+            postgresql_include=["id", "stay_id", "dispensary_id", "started_at"],
+        ),
         Index(
             "uq_bed_assignment_open_stay", "stay_id", unique=True, postgresql_where=text("ended_at IS NULL")
         ),
