@@ -91,6 +91,9 @@ def _connect_arguments(settings: Settings, application: str, **more: str) -> dic
             "statement_timeout": str(int(settings.statement_timeout_s * 1000)),
             "idle_in_transaction_session_timeout": "30000",
             "jit": "off",
+            # One plan serves all values and is made once: making one takes longer than most statements run, and
+            # what a plan cannot know of its values must not matter (see `graph.Filter.first`).
+            "plan_cache_mode": "force_generic_plan",
             **more,
         },
     }
@@ -180,8 +183,7 @@ class Database:
         )
         self.engine: AsyncEngine = create_async_engine(
             driver_url(url),
-            # What changes run is looked up by keys: one plan serves all, and is made once.
-            connect_args=_connect_arguments(settings, "ekoyka write", plan_cache_mode="force_generic_plan"),
+            connect_args=_connect_arguments(settings, "ekoyka write"),
             **pool,
         )
         # The transaction is `transaction`'s own: SQLAlchemy would begin it with its first statement, which

@@ -35,12 +35,6 @@ def _words(text: str) -> str:
     return " & ".join(f"{word}:*" for word in words[:10])
 
 
-def _search(row: str, value: str) -> str:
-    # Found first, ordered afterwards: a plan for any words cannot know how few rows they meet, and would walk
-    # through all patients in the order of their names until the page is full.
-    return f"{row}.ctid = ANY(ARRAY(SELECT found.ctid FROM patient found WHERE found.search @@ {value}))"
-
-
 _SEARCH_TEXT = (
     "Words of the name or record number, each from its beginning, in any letter case, ё as е: "
     "«Семен пет» finds «Петров Семён»."
@@ -54,19 +48,26 @@ _SEARCH_TEXT = (
     description="A patient (пациент).",
     where={
         "search": graph.Filter(
-            type="str | None", pg="text::tsquery", description=_SEARCH_TEXT, decode=_words, sql=_search
+            type="str | None",
+            pg="text::tsquery",
+            description=_SEARCH_TEXT,
+            decode=_words,
+            sql=lambda row, value: f"{row}.search @@ {value}",
+            first=True,
         ),
         "birth_date": graph.Filter(
             type="Date | None",
             pg="date",
             description="Born on this day.",
             sql=lambda row, value: f"{row}.birth_date = {value}",
+            first=True,
         ),
         "record_number": graph.Filter(
             type="str | None",
             pg="text",
             description="Exactly this medical record number.",
             sql=lambda row, value: f"{row}.record_number = {value}",
+            first=True,
         ),
         "dispensary_id": graph.Filter(
             type="ID | None",
@@ -157,7 +158,7 @@ class Patient:
             description=_SEARCH_TEXT,
             decode=_words,
             sql=lambda row, value: (
-                f"{row}.patient_id IN (SELECT f.id FROM patient f WHERE {_search('f', value)})"
+                f"{row}.patient_id = ANY(ARRAY(SELECT f.id FROM patient f WHERE f.search @@ {value}))"
             ),
         ),
         "patient_birth_date": graph.Filter(
@@ -165,7 +166,7 @@ class Patient:
             pg="date",
             description="Only of patients born on this day.",
             sql=lambda row, value: (
-                f"EXISTS (SELECT FROM patient f WHERE f.id = {row}.patient_id AND f.birth_date = {value})"
+                f"{row}.patient_id = ANY(ARRAY(SELECT f.id FROM patient f WHERE f.birth_date = {value}))"
             ),
         ),
         "patient_record_number": graph.Filter(
@@ -173,7 +174,7 @@ class Patient:
             pg="text",
             description="Only of the patient with this medical record number.",
             sql=lambda row, value: (
-                f"{row}.patient_id IN (SELECT f.id FROM patient f WHERE f.record_number = {value})"
+                f"{row}.patient_id = ANY(ARRAY(SELECT f.id FROM patient f WHERE f.record_number = {value}))"
             ),
         ),
         "from_": graph.Filter(

@@ -392,7 +392,8 @@ class Compiler:
         sets: Sequence[SelectionSetNode],
         path: tuple[str, ...],
     ) -> str:
-        page = choose_page(self, decl, link.default_order or decl.default_order, row, condition, site, at)
+        order_by = link.default_order or decl.default_order
+        page = choose_page(self, decl, order_by, source, row, condition, site, at)
         fields = self.select.collect(f"{decl.name}Connection", sets)
         asked = {nodes[0].name.value for nodes in fields.values()}
         # One row more than the page holds is looked for only where it is asked what lies around.
@@ -442,15 +443,19 @@ class Compiler:
                 )
             if name == "pageInfo":
                 return sub(self.select.collect("PageInfo", sets_of(nodes)), "PageInfo", info, here)
-            return f"(SELECT count(*) FROM {source} {row} WHERE {page.every})::text"
+            return f"(SELECT count(*) FROM {page.source} {row} WHERE {page.every})::text"
 
         body = sub(fields, f"{decl.name}Connection", parts, path)
         if asked.isdisjoint({"edges", "pageInfo"}):
             return f"(SELECT {body})"
         keys = ", ".join(f"{key} AS _{number}" for number, key in enumerate(page.keys))
         order = ", ".join(f"{key} {way}" for key, way in zip(page.keys, page.ways, strict=True))
-        rows = f"SELECT {row}.*, {keys} FROM {source} {row} WHERE {page.condition} ORDER BY {order} LIMIT {page.size}"
+        rows = (
+            f"SELECT {row}.*, {keys} FROM {page.source} {row} WHERE {page.condition} "
+            f"ORDER BY {order} LIMIT {page.size}"
+        )
         if not whole:
-            rows = f"SELECT {row}.*, row_number() OVER () AS _n, count(*) OVER () AS _all FROM ({rows} + 1) {row}"
+            every = ", count(*) OVER () AS _all" if f"{row}._all" in body else ""
+            rows = f"SELECT {row}.*, row_number() OVER () AS _n{every} FROM ({rows} + 1) {row}"
         # HAVING makes it one group, also where no aggregate is asked for.
         return f"(SELECT {body} FROM ({rows}) {row}{self.joins(row)} HAVING true)"

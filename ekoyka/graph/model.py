@@ -64,11 +64,14 @@ class Arg:
 class Filter(Arg):
     """A field of a ``where`` input; ``sql(alias, placeholder)`` is its condition.
 
-    ``absent(alias)`` is the condition that holds where the client says nothing.
+    ``absent(alias)`` is the condition that holds where the client says nothing. ``first``: the rows are found by
+    it before they are ordered. Where a plan cannot know how few rows meet it, it would walk through all rows in
+    the order that is asked for until the page is full.
     """
 
     sql: Callable[[str, str], str]
     absent: Callable[[str], str] | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,11 @@ USUAL_PAGE = 20
 
 @dataclass(frozen=True)
 class Page:
-    """SQL of one connection's page: all rows' condition, the page's own, what it is ordered by, which way
-    each of that goes (reversed when the page goes backwards), how many rows it holds at most, and each row's
-    cursor. ``resumed``: it goes on from a cursor."""
+    """SQL of one connection's page: where all its rows are, their condition, the page's own, what it is ordered
+    by, which way each of that goes (reversed when the page goes backwards), how many rows it holds at most, and
+    each row's cursor. ``resumed``: it goes on from a cursor."""
 
+    source: str
     every: str
     condition: str
     keys: tuple[str, ...]
@@ -58,12 +59,13 @@ def choose_page(
     compiler: Compiler,
     decl: TypeDecl,
     default_order: tuple[tuple[str, str], ...],
+    source: str,
     row: str,
     condition: str,
     site: int,
     at: Site,
 ) -> Page:
-    """The page that the arguments ask for, among the rows of a condition. Raises `BadInput`."""
+    """The page that the arguments ask for, among the source's rows of a condition. Raises `BadInput`."""
     given = get_argument_values(at.definition, at.node, compiler.variables)
     asked = {name: value for name, value in given.items() if value is not None}
     if ("last" in asked and ("first" in asked or "after" in asked)) or (
@@ -79,7 +81,11 @@ def choose_page(
                 value = str(where[camel(name)]).lower()
             else:
                 value = compiler.argument((site, ("where", camel(name))), item)
-            condition = every(condition, item.sql(row, value))
+            if item.first:
+                # OFFSET keeps it a query of its own.
+                source = f"(SELECT {row}.* FROM {source} {row} WHERE {item.sql(row, value)} OFFSET 0)"
+            else:
+                condition = every(condition, item.sql(row, value))
         elif item.absent is not None:
             condition = every(condition, item.absent(row))
     limit = "last" if backwards else "first"
@@ -104,6 +110,7 @@ def choose_page(
         ]
         paged = every(condition, _beyond(keys, places, backwards))
     return Page(
+        source=source,
         every=condition,
         condition=paged,
         keys=tuple(key.sql for key in keys),

@@ -129,6 +129,8 @@ class Patient(PatientDetails, table=True):
             postgresql_where=text("account_id IS NOT NULL"),
         ),
         Index("ix_patient_search", "search", postgresql_using="gin"),
+        Index("ix_patient_birth_date", "birth_date"),
+        Index("ix_patient_record_number", "record_number"),
         Index("ix_patient_name_key", "name_key", "id"),
         Index("ix_patient_dispensary_id_name_key", "dispensary_id", "name_key", "id"),
     )

@@ -1,4 +1,4 @@
-"""The index of a bed's open assignment holds what a board asks of it."""
+"""Indexes: a bed's open assignment with what a board asks of it; patients by birth date and by record number."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -27,9 +27,13 @@ def upgrade() -> None:
     _make("uq_bed_assignment_open_bed_new", "id", "stay_id", "dispensary_id", "started_at")
     op.drop_index(_NAME, table_name="bed_assignment")
     op.execute(f"ALTER INDEX uq_bed_assignment_open_bed_new RENAME TO {_NAME}")
+    op.create_index("ix_patient_birth_date", "patient", ["birth_date"])
+    op.create_index("ix_patient_record_number", "patient", ["record_number"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_patient_record_number", table_name="patient")
+    op.drop_index("ix_patient_birth_date", table_name="patient")
     _make("uq_bed_assignment_open_bed_new")
     op.drop_index(_NAME, table_name="bed_assignment")
     op.execute(f"ALTER INDEX uq_bed_assignment_open_bed_new RENAME TO {_NAME}")
