@@ -137,6 +137,15 @@ class Socket:
         body = {"id": key, "type": "subscribe", "payload": {"query": query, "variables": variables}}
         await self.connection.send(orjson.dumps(body).decode())
 
+    async def ask(self, key: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """The first frame that answers this operation, which is over then."""
+        self.frames[key] = asyncio.Queue()
+        body = {"id": key, "type": "subscribe", "payload": payload}
+        await self.connection.send(orjson.dumps(body).decode())
+        frame = await self.next(key)
+        await self.complete(key)
+        return frame
+
     async def next(self, key: str) -> dict[str, Any]:
         """The operation's next frame; a test that waits in vain fails after a while."""
         return await asyncio.wait_for(self.frames[key].get(), 20)

@@ -9,6 +9,7 @@ from graphql import GraphQLError, GraphQLSyntaxError
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.execution import ActorGone
 from ekoyka.graph.ids import BadInput
+from ekoyka.graph.wording import plainly
 from ekoyka.identity.credentials import NotAuthenticated
 from ekoyka.observability import request_id, where
 
@@ -37,7 +38,7 @@ def _present(error: GraphQLError) -> dict[str, Any]:
     cause = error.original_error
     while isinstance(cause, GraphQLError) and cause.original_error is not None:
         cause = cause.original_error
-    shown: dict[str, Any] = dict(error.formatted)
+    shown: dict[str, Any] = {**error.formatted, "message": plainly(error)}
     code = (error.extensions or {}).get("code") or (getattr(cause, "extensions", None) or {}).get("code")
     if isinstance(cause, ActorGone | NotAuthenticated):
         code = "UNAUTHENTICATED"
@@ -53,7 +54,6 @@ def _present(error: GraphQLError) -> dict[str, Any]:
     elif isinstance(error, GraphQLSyntaxError):
         code = "GRAPHQL_PARSE_FAILED"
     elif code is None and (cause is None or isinstance(cause, GraphQLError)):
-        # Validation's and coercion's own messages name fields and types; they are the client's to read.
         code = "GRAPHQL_VALIDATION_FAILED" if error.path is None else "BAD_USER_INPUT"
     elif code is None:
         code = "INTERNAL"

@@ -6,10 +6,12 @@ from typing import Any
 
 import asyncpg
 import httpx
+import pytest
 
 from ekoyka.database import CHANNEL, Database
 from ekoyka.settings import Settings
-from tests.client import gid
+from tests.api.questions import questions, world
+from tests.client import Client, gid
 from tests.factories import Factory
 from tests.feed import token
 from tests.servers import Socket, ready, start
@@ -116,3 +118,105 @@ async def test_no_personal_data_in_logs_metrics_or_notifications(
     for where, text in (("the log", said), ("the metrics", metrics)):
         for kind, canary in {**CANARIES, "token": access}.items():
             assert canary not in text, f"a {kind} in {where}"
+
+
+async def test_what_is_sent_through_every_operation_well_or_badly_comes_back_in_no_error_and_no_log(
+    client: Client, database_url: str, settings: Settings, make: Factory, tmp_path: Path
+) -> None:
+    """Over HTTP and the socket: as it should be, in the document's text, as the wrong type, amid broken syntax."""
+    place = await world(make, "Здешний")
+    boss, doctor = await make.actor(superadmin=True), await make.actor(doctor_of=(place.dispensary,))
+    canary = " ".join(CANARIES.values())
+    held = frozenset({"SUPERADMIN", "USER"})
+    asked = [*questions(client.app.state.schema._schema, held, ("Query", "Mutation", "Subscription"))]
+    heard: list[str] = []
+    listener = await asyncpg.connect(database_url)
+    await listener.add_listener(CHANNEL, lambda *call: heard.append(str(call[3])))
+    errors: list[str] = []
+    log = tmp_path / "server.log"
+    server = await start(settings, log=log, EKOYKA_LOG_LEVEL="DEBUG")
+    try:
+        await asyncio.wait_for(ready(server), 60)
+        async with httpx.AsyncClient(base_url=server.url) as http:
+            for actor in (boss, doctor):
+                access = token(actor)
+                async with Socket.open(server, access) as socket:
+                    await socket.acknowledged()
+                    for number, question in enumerate(asked):
+                        given = question.with_rows(place.rows)
+                        bodies = [
+                            {"query": question.document, "variables": with_text(given, canary)},
+                            {
+                                "query": question.document,
+                                "variables": with_text(given, canary, everywhere=True),
+                            },
+                            {"query": f'{{ {question.name}(nonsense: "{canary}") {{ x }} }}'},
+                            {"query": f'{{ {question.name} "{canary}" '},
+                            {"query": question.document, "operationName": canary, "variables": given},
+                        ]
+                        for form, body in enumerate(bodies):
+                            answer = (
+                                await http.post(
+                                    "/graphql", json=body, headers={"authorization": f"Bearer {access}"}
+                                )
+                            ).json()
+                            errors.append(str(answer.get("errors")))
+                            if "signIn" not in question.name:
+                                frame = await socket.ask(f"{number}-{form}", body)
+                                told = frame["payload"]
+                                errors.append(str(told.get("errors") if isinstance(told, dict) else told))
+            metrics = (await http.get("/metrics")).text
+    finally:
+        await server.stop()
+        await listener.close()
+
+    assert len(errors) > 1000
+    for where, text in (
+        ("the errors", "\n".join(errors)),
+        ("the log", log.read_text()),
+        ("the metrics", metrics),
+        ("the notifications", "\n".join(heard)),
+    ):
+        for kind, value in {**CANARIES, "token": access}.items():
+            assert value not in text, f"a {kind} in {where}"
+
+
+def with_text(value: Any, text: str, *, everywhere: bool = False) -> Any:
+    """The value with this text for all of its texts that are no ids; or everywhere, whatever is meant to be there."""
+    if isinstance(value, dict):
+        return {
+            key: item
+            if isinstance(item, str) and (key == "id" or key.endswith("Id")) and not everywhere
+            else with_text(item, text, everywhere=everywhere)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [with_text(item, text, everywhere=everywhere) for item in value]
+    return text if everywhere or isinstance(value, str) else value
+
+
+async def test_what_is_sent_stands_in_no_text_of_a_statement(
+    client: Client, make: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are bound: a statement's text may be logged by PostgreSQL, or seen by whoever watches it at work."""
+    place, boss = await world(make, "Здешний"), await make.actor(superadmin=True)
+    canary = " ".join(CANARIES.values())
+    sent: list[str] = []
+    for name in ("_execute", "execute"):
+        real = getattr(asyncpg.Connection, name)
+
+        async def told(self: Any, query: str, *more: Any, _real: Any = real, **named: Any) -> Any:
+            sent.append(query)
+            return await _real(self, query, *more, **named)
+
+        monkeypatch.setattr(asyncpg.Connection, name, told)
+
+    for question in questions(
+        client.app.state.schema._schema, frozenset({"SUPERADMIN", "USER"}), ("Query", "Mutation")
+    ):
+        await client.post(question.document, boss, **with_text(question.with_rows(place.rows), canary))
+    await client.post(f'{{ patients(where: {{search: "{CANARIES["family"]}"}}) {{ totalCount }} }}', boss)
+
+    assert len(sent) > 60
+    for kind, value in CANARIES.items():
+        assert not [text for text in sent if value in text], kind
