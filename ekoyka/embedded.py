@@ -411,7 +411,7 @@ def _make_socket_dir(programs: _Programs) -> Path:
     base = tempfile.gettempdir()
     longest = f"{base}/{_SOCKET_DIR_PREFIX}12345678/.s.PGSQL.{_PORT}.lock"
     if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES:
-        base = "/tmp"  # noqa: S108  (mkdtemp makes a private folder in it)
+        base = "/tmp"  # noqa: S108  (mkdtemp makes a private folder in it)  # nosec B108
     socket_dir = Path(tempfile.mkdtemp(prefix=_SOCKET_DIR_PREFIX, dir=base))
     _give(socket_dir, programs)
     return socket_dir

@@ -63,7 +63,7 @@ class Certificate:
         lambda row, names: _number(row),
         "Number and year, such as 12/2026; without gaps in a dispensary's year.",
     )
-    language: str = graph.column("ru or en.")
+    language: str = graph.column("The language: ru or en.")
     issued_on: Date = graph.column("The day it was issued, in local time.")
     issued_at: DateTime = graph.column("When it was issued.")
     with_diagnosis: bool = graph.column("Whether the diagnosis is printed.")

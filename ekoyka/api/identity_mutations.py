@@ -189,7 +189,7 @@ class AccountUpdateInput:
     version: int = field(description=VERSION_TEXT)
     name: str | None = field(description="The person's name.", default=UNSET)
     position: str | None = field(description="Their position.", default=UNSET)
-    language: str | None = field(description="ru or en.", default=UNSET)
+    language: str | None = field(description="The language: ru or en.", default=UNSET)
 
 
 @mutation("accountUpdate", returns="Account", roles=SIGNED_IN, description="One's own account is edited.")

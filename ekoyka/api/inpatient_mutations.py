@@ -261,7 +261,7 @@ async def stay_transfer(run: Run, session: AsyncSession, input: StayTransferInpu
 
 @strawberry.input(description="What the certificate is to say.")
 class CertificateRequest:
-    language: str = field(description="ru or en.", default="ru")
+    language: str = field(description="The language: ru or en.", default="ru")
     purpose: str | None = field(
         description="The whole phrase, such as «для предъявления по месту работы», 1 to 200 characters.",
         default=None,

@@ -121,7 +121,7 @@ def main() -> None:
         answers.write(ANSWER.pack(made, len(body)) + body)
         answers.flush()
         try:
-            facts = pickle.load(sys.stdin.buffer)  # noqa: S301 -- our own parent's
+            facts = pickle.load(sys.stdin.buffer)  # noqa: S301 -- our own parent's  # nosec B301
         except EOFError:
             return
         try:
