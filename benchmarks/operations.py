@@ -9,8 +9,8 @@ from ekoyka.graph.ids import encode
 
 TEXTS = {
     "board": """query Board($id: ID!) {
-  dispensary(id: $id) { id name rooms(first: 100) { edges { node { id number floor sex
-    beds(first: 100) { edges { node { id label status
+  dispensary(id: $id) { id name rooms(first: 50) { edges { node { id number floor sex
+    beds(first: 20) { edges { node { id label status
       currentAssignment { startedAt stay { id plannedCheckOutOn patient { id familyName givenName patronymic } } }
     } } } } } } } }""",
     "list": """query List {

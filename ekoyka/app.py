@@ -14,12 +14,6 @@ from pathlib import Path
 
 import orjson
 import structlog
-from authlib.oauth2.rfc6749.errors import (
-    InvalidGrantError,
-    InvalidRequestError,
-    OAuth2Error,
-    UnsupportedGrantTypeError,
-)
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
@@ -31,11 +25,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from strawberry import Schema
 
-from ekoyka import explorer, feed, migrate
+from ekoyka import explorer, feed, migrate, rates
 from ekoyka.api.accounts import Accounts
 from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
-from ekoyka.api.identity_mutations import refresh, sign_in
+from ekoyka.api.oauth import SECURITY_HEADERS, revoke, token
+from ekoyka.api.permissions import STAFF
 from ekoyka.api.schema import build_schema
 from ekoyka.api.sockets import Sockets
 from ekoyka.api.watching import Watching
@@ -44,25 +39,19 @@ from ekoyka.certificates.operations import facts_of, keep_pdf
 from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.documents import Documents
-from ekoyka.errors import Refusal
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
 from ekoyka.inpatient.queries import bed_status
 from ekoyka.inpatient.reservations import lapse_reservations
 from ekoyka.observability import RESERVATIONS_LAPSED, STATEMENTS, RequestLog, configure_logs, metrics_text
-from ekoyka.settings import Settings
+from ekoyka.settings import Mode, Settings
 
 log = structlog.get_logger(__name__)
 
-LARGEST_BODY_BYTES = 256 * 1024
+LARGEST_BODY_BYTES = 64 * 1024
 STATIC = Path(__file__).parent / "static"
 _PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "api" / "templates"), autoescape=True)
-_SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 
 
 class Application(Starlette):
@@ -94,7 +83,7 @@ def create_app(settings: Settings) -> Starlette:
     services = Services(
         settings=settings,
         database=database,
-        planner=Planner(schema._schema),
+        planner=Planner(schema._schema, introspectors=None if settings.mode is Mode.DEMO else STAFF),
         hasher=PasswordHasher(settings.password_hash_rounds),
         tokens=Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s),
         download_keys=tuple(downloads.derive(key) for key in keys),
@@ -119,6 +108,7 @@ def create_app(settings: Settings) -> Starlette:
                 asyncio.create_task(
                     _every(3600, lambda: feed.prune(database, keep_s=settings.feed_retention_s)), name="prune"
                 ),
+                asyncio.create_task(_every(600, lambda: rates.sweep(database)), name="sweep"),
             ]
             try:
                 yield
@@ -141,6 +131,8 @@ def create_app(settings: Settings) -> Starlette:
             Route("/graphql", explore, methods=["GET"]),
             WebSocketRoute("/graphql", sockets),
             Route("/auth/token", token, methods=["POST"]),
+            Route("/auth/refresh", token, methods=["POST"]),
+            Route("/auth/revoke", revoke, methods=["POST"]),
             Route("/certificates/{name}.pdf", download, methods=["GET"]),
             Route("/verify/{code}", _verifier(schema), methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
@@ -216,61 +208,7 @@ async def explore(request: Request) -> Response:
     nonce = secrets.token_urlsafe(16)
     return HTMLResponse(
         explorer.page(nonce=nonce),
-        headers={**_SECURITY_HEADERS, "content-security-policy": explorer.content_security_policy(nonce)},
-    )
-
-
-async def token(request: Request) -> Response:
-    """OAuth 2: the resource owner's password and refresh token grants (RFC 6749, 4.3 and 6)."""
-    services: Services = request.app.state.services
-    try:
-        return await _grant(request, services)
-    except OAuth2Error as error:
-        return JSONResponse(
-            dict(error.get_body()), error.status_code, {**_SECURITY_HEADERS, "pragma": "no-cache"}
-        )
-    except DatabaseUnavailable:
-        return JSONResponse(
-            {
-                "error": "temporarily_unavailable",
-                "error_description": "The database cannot be reached right now.",
-            },
-            503,
-            {**_SECURITY_HEADERS, "retry-after": "1"},
-        )
-
-
-async def _grant(request: Request, services: Services) -> Response:
-    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        raise InvalidRequestError("Send the request as application/x-www-form-urlencoded.")
-    async with request.form(max_files=0, max_fields=10) as form:
-        given = {name: value for name, value in form.items() if isinstance(value, str)}
-    try:
-        match given.get("grant_type"):
-            case "password":
-                if "username" not in given or "password" not in given:
-                    raise InvalidRequestError("The password grant needs `username` and `password`.")
-                made = await sign_in(services, given["username"], given["password"])
-            case "refresh_token":
-                if "refresh_token" not in given:
-                    raise InvalidRequestError("The refresh grant needs `refresh_token`.")
-                made = await refresh(services, given["refresh_token"])
-            case None:
-                raise InvalidRequestError("`grant_type` is missing.")
-            case _:
-                raise UnsupportedGrantTypeError("The grants are `password` and `refresh_token`.")
-    except Refusal as refusal:
-        # RFC 6749, 5.2 leaves a description nothing but ASCII.
-        raise InvalidGrantError(refusal.message("en")) from None
-    signed_in, text, _ = made
-    return JSONResponse(
-        {
-            "access_token": text,
-            "token_type": "Bearer",
-            "expires_in": services.settings.access_token_ttl_s,
-            "refresh_token": signed_in.refresh_token,
-        },
-        headers={**_SECURITY_HEADERS, "pragma": "no-cache"},
+        headers={**SECURITY_HEADERS, "content-security-policy": explorer.content_security_policy(nonce)},
     )
 
 
@@ -283,14 +221,14 @@ async def download(request: Request) -> Response:
             "Адрес недействителен или устарел: запросите новый.\n"
             "The address is not good (any more): ask for a new one.",
             403,
-            _SECURITY_HEADERS,
+            SECURITY_HEADERS,
         )
     try:
         rows = await services.database.fetch(
             "SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = $1", key
         )
         if not rows:
-            return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, _SECURITY_HEADERS)
+            return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, SECURITY_HEADERS)
         pdf = rows[0]["pdf"]
         if pdf is None:
             pdf = await services.renderer.render(facts_of(orjson.loads(rows[0]["facts"])))
@@ -301,21 +239,21 @@ async def download(request: Request) -> Response:
             "В данных справки есть знак, которого нет в шрифте: исправьте данные, аннулируйте справку и выдайте новую."
             "\nThe certificate has a character that no font has: correct the record, annul it and issue a new one.",
             422,
-            _SECURITY_HEADERS,
+            SECURITY_HEADERS,
         )
     except (RenderBusy, RenderFailed, DatabaseUnavailable):
         return PlainTextResponse(
             "Сейчас не получилось: повторите через несколько секунд.\n"
             "Not possible right now: try again in a few seconds.",
             503,
-            {**_SECURITY_HEADERS, "retry-after": "3"},
+            {**SECURITY_HEADERS, "retry-after": "3"},
         )
     filename = f"certificate-{rows[0]['number']}-{rows[0]['year']}.pdf"
     return Response(
         pdf,
         200,
         {
-            **_SECURITY_HEADERS,
+            **SECURITY_HEADERS,
             "content-disposition": f'inline; filename="{filename}"',
             "content-security-policy": "default-src 'none'; sandbox",
         },
@@ -338,7 +276,18 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             return PlainTextResponse(
                 "Сейчас не получилось: повторите позже.\nNot possible right now: try again later.",
                 503,
-                {**_SECURITY_HEADERS, "retry-after": "3"},
+                {**SECURITY_HEADERS, "retry-after": "3"},
+            )
+        limited = [
+            error.original_error
+            for error in result.errors or ()
+            if isinstance(error.original_error, rates.RateLimited)
+        ]
+        if limited:
+            return PlainTextResponse(
+                "Слишком часто: повторите позже.\nToo often: try again later.",
+                429,
+                {**SECURITY_HEADERS, "retry-after": str(limited[0].retry_after_s)},
             )
         found = (result.data or {}).get("certificateVerification")
         nonce = secrets.token_urlsafe(16)
@@ -346,7 +295,7 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             _PAGES.get_template("verification.html.j2").render(found=found, nonce=nonce),
             200 if found else 404,
             {
-                **_SECURITY_HEADERS,
+                **SECURITY_HEADERS,
                 "content-security-policy": (
                     f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; frame-ancestors 'none'"
                 ),

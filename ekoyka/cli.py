@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ekoyka import documents, embedded, manifest, migrate
+from ekoyka.api.intake import Intake
 from ekoyka.api.outlets import DirectProtocol
 from ekoyka.api.schema import build_schema, sdl
 from ekoyka.checkup import checkup
@@ -130,7 +131,7 @@ def _serve(settings: Settings) -> None:
                 port=settings.port,
                 workers=settings.workers,
                 loop="uvloop" if sys.platform != "win32" else "asyncio",
-                http="httptools",
+                http=Intake,
                 ws=DirectProtocol,
                 ws_max_size=256 * 1024,
                 # A frame is made once for all who are sent it; compressing would do it again for each, and

@@ -42,6 +42,8 @@ _GONE = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.InvalidCatalogNameError,
+    # What the driver says of a connection that was cut while it was about to be used.
+    asyncpg.InternalClientError,
 )
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
@@ -263,7 +265,7 @@ class Database:
                 session.info["driver"] = driver
                 try:
                     return session, driver, await driver.execute(opening)
-                except (*_GONE, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                except (*_GONE, asyncpg.InterfaceError):
                     driver.terminate()
                     if not left:
                         raise

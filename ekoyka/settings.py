@@ -56,6 +56,7 @@ class Settings(BaseSettings):
         5.0, gt=0, description="Longest wait for the database to answer a connect."
     )
     statement_timeout_s: float = Field(10.0, gt=0, description="Longest run of one SQL statement.")
+    operation_timeout_s: float = Field(15.0, gt=0, description="Longest run of one operation.")
     token_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Signing keys of tokens and download links, at least 32 bytes each, comma-separated; "
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
     token_issuer: str = Field("ekoyka", description="The issuer that access tokens name.")
     access_token_ttl_s: int = Field(600, ge=30, le=3600, description="Life of an access token.")
     refresh_token_ttl_s: int = Field(30 * 86400, ge=60, description="Life of a refresh token.")
+    sessions_keep_address: bool = Field(
+        False, description="A session is renewed from the network address of its last use alone."
+    )
     download_ttl_s: int = Field(300, ge=10, le=3600, description="Life of a certificate's download address.")
     password_hash_rounds: int = Field(12, ge=4, le=16, description="bcrypt cost (2 to the power of it).")
     render_timeout_s: float = Field(5.0, gt=0, description="Longest rendering of one certificate.")

@@ -1,5 +1,6 @@
 """The application as a client sees it, in this process: the real routes over the test's database."""
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import httpx
 from asgi_lifespan import LifespanManager
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 
 from ekoyka.api.context import Run, Services
 from ekoyka.app import create_app
@@ -81,4 +83,6 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
 
 def context(client: Client, actor: Actor | None, *, compiled: bool) -> Run:
     """A context for running the schema itself, by compiled statements or by Strawberry's own executor."""
-    return Run(client.services, None, actor, "ru", compiled=compiled)  # type: ignore[arg-type]  # no HTTP here
+    # An address of its own: how often somebody asks is not what such tests are about.
+    nobody = HTTPConnection({"type": "http", "headers": [], "client": (uuid.uuid4().hex, 0)})
+    return Run(client.services, nobody, actor, "ru", compiled=compiled)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from ekoyka.api.accounts import Accounts
+from ekoyka.api.clients import address_of
 from ekoyka.api.presentation import OutOfSight
 from ekoyka.api.watching import Watching
 from ekoyka.certificates.downloads import pads
@@ -22,17 +23,20 @@ from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.execution import ReadContext
 from ekoyka.graph.model import ANONYMOUS, TYPES
-from ekoyka.graph.plan import Planner, RootPlan
+from ekoyka.graph.plan import OperationPlan, Planner, RootPlan
+from ekoyka.identity import limits
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard
 from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
+from ekoyka.rates import attempt
 from ekoyka.settings import Settings
 
 _VALUES = {
     "account": "bigint",
     "version": "int",
+    "session": "bigint",
     "doctor_of": "bigint[]",
     "dispatcher_of": "bigint[]",
     "base_url": "text",
@@ -115,10 +119,9 @@ class Run(ReadContext):
         self._latest = own
         return own
 
-    def last_kind(self) -> str:
-        """The type of the operation that ran with this context, if it came so far as to be planned."""
-        latest = self._latest or self
-        return latest.plan.operation.value if latest.plan else "unplanned"
+    def last_plan(self) -> OperationPlan | None:
+        """The plan of the operation that ran with this context, if it came so far as to be planned."""
+        return (self._latest or self).plan
 
     @property
     def database(self) -> Database:
@@ -139,6 +142,7 @@ class Run(ReadContext):
         return {
             "account": actor.account_id if actor else None,
             "version": actor.auth_version if actor else None,
+            "session": actor.session_id if actor else None,
             "doctor_of": sorted(actor.doctor_of) if actor else [],
             "dispatcher_of": sorted(actor.dispatcher_of) if actor else [],
             "base_url": services.settings.base_url,
@@ -146,6 +150,12 @@ class Run(ReadContext):
             "pad_in": services.download_pads[0],
             "pad_out": services.download_pads[1],
         }
+
+    async def read(self, response_key: str) -> bytes:
+        assert self.plan is not None
+        if self.plan.roots[response_key].name == "certificateVerification":
+            await attempt(self.database, limits.verification(address_of(self.connection)))
+        return await super().read(response_key)
 
     async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
         value: bytes | None = await self.database.fetch_value(sql, *parameters)

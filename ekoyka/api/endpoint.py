@@ -5,10 +5,12 @@ Takes ``POST`` with JSON and nothing else, so nothing is changed by a link.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -38,6 +40,8 @@ _GRAPHQL_JSON = "application/graphql-response+json"
 # highest would, in a fifth of the time. Changes' answers, which may hold tokens, are never compressed.
 WORTH_COMPRESSING_BYTES = 4096
 _GZIP_LEVEL = 1
+# Codes of what may go well when it is asked again.
+_LATER = {"SERVICE_UNAVAILABLE", "TIMED_OUT"}
 
 
 def _takes_gzip(accept_encoding: str) -> bool:
@@ -47,6 +51,59 @@ def _takes_gzip(accept_encoding: str) -> bool:
         if coding.strip() in ("gzip", "*"):
             return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
+
+
+@lru_cache(1000)
+def media_type(accept: str) -> str | None:
+    """The media type of an answer for this `Accept`; None where the client takes neither.
+
+    GraphQL over HTTP, 6.2; RFC 9110, 12.5.1: the most specific range says how much a type is wanted.
+    """
+    if not accept:
+        return _JSON
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (item.strip() for item in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        weights[name] = max(weight, weights.get(name, 0.0))
+
+    def wanted(name: str) -> float:
+        return next((weights[item] for item in (name, "application/*", "*/*") if item in weights), 0.0)
+
+    # Where both are wanted alike, the one that is named, and the older one where neither is.
+    best = max((_GRAPHQL_JSON, _JSON), key=lambda name: (wanted(name), name in weights, name == _JSON))
+    if _GRAPHQL_JSON in weights and wanted(_GRAPHQL_JSON) >= wanted(best):
+        best = _GRAPHQL_JSON
+    return best if wanted(best) > 0 else None
+
+
+@lru_cache(1000)
+def _is_json(content_type: str) -> bool:
+    name, *parameters = (item.strip().lower() for item in content_type.split(";"))
+    charsets = [item[8:].strip('"') for item in parameters if item.startswith("charset=")]
+    return name == _JSON and all(charset in ("utf-8", "utf8") for charset in charsets)
+
+
+def without_names(run: Run, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors as whoever may not introspect sees them: what does not fit the schema tells nothing of it."""
+    introspectors = run.planner.introspectors
+    if introspectors is None or not run.actor_shape().roles.isdisjoint(introspectors):
+        return errors
+    closed = [error for error in errors if error["extensions"]["code"] != "GRAPHQL_VALIDATION_FAILED"]
+    if len(closed) < len(errors):
+        closed.append(
+            {
+                "message": "The document does not fit the schema.",
+                "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"},
+            }
+        )
+    return closed
 
 
 def language_of(connection: HTTPConnection) -> str:
@@ -139,8 +196,10 @@ class Endpoint:
                 {"retry-after": "2"},
             )
         headers = Fields(scope["headers"])
-        if headers[b"content-type"].partition(";")[0].strip().lower() != _JSON:
-            return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the operation as application/json.")
+        if not _is_json(headers[b"content-type"]):
+            return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the operation as application/json in UTF-8.")
+        if media_type(headers[b"accept"]) is None:
+            return failure(406, "NOT_ACCEPTABLE", f"Answers are {_GRAPHQL_JSON} or {_JSON}: see `Accept`.")
         if headers[b"content-encoding"] not in ("", "identity"):
             return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the body without a content encoding.")
         try:
@@ -188,20 +247,21 @@ class Endpoint:
         errors: list[dict[str, Any]] = []
         began = True
         try:
-            data = await run.answer_at_once(query, name, variables)
-            if data is None:
-                if run.actor is not None:
-                    run.actor = replace(run.actor, request_id=request_id.get())
-                result = await self.schema.execute(
-                    query,
-                    variable_values=variables,
-                    context_value=run,
-                    operation_name=name,
-                    allowed_operation_types=(OperationType.QUERY, OperationType.MUTATION),
-                )
-                errors = present(result.errors or ())
-                data = orjson.dumps(result.data)
-                began = result.data is not None
+            async with asyncio.timeout(run.services.settings.operation_timeout_s):
+                data = await run.answer_at_once(query, name, variables)
+                if data is None:
+                    if run.actor is not None:
+                        run.actor = replace(run.actor, request_id=request_id.get())
+                    result = await self.schema.execute(
+                        query,
+                        variable_values=variables,
+                        context_value=run,
+                        operation_name=name,
+                        allowed_operation_types=(OperationType.QUERY, OperationType.MUTATION),
+                    )
+                    errors = present(result.errors or ())
+                    data = orjson.dumps(result.data)
+                    began = result.data is not None
         except (CannotGetOperationTypeError, MissingQueryError):
             return failure(400, "BAD_REQUEST", "The document holds no such operation: see `operationName`.")
         except InvalidOperationTypeError:
@@ -214,19 +274,26 @@ class Endpoint:
             errors, began = present([error]), False
         except Exception as error:  # whatever it is, it is masked and has the request's id
             errors, began = present([GraphQLError("", original_error=error)]), False
+        errors = without_names(run, errors)
         codes = {error["extensions"]["code"] for error in errors}
-        kind = run.last_kind()
+        plan = run.last_plan()
+        kind = plan.operation.value if plan else "unplanned"
         count_operation(kind, min(codes).lower() if codes else "ok", perf_counter() - started)
         # An operation that never began has no data (GraphQL over HTTP, 6.4): errors of the request itself.
-        began |= codes <= {"INTERNAL", "SERVICE_UNAVAILABLE"}
+        began |= codes <= {"INTERNAL", "RATE_LIMITED", *_LATER}
         parts = [b'"errors":' + orjson.dumps(errors)] if errors else []
         if began:
             parts.append(b'"data":' + (data or b"null"))
-        accept = headers[b"accept"]
+        if plan is not None:
+            parts.append(b'"extensions":{"cost":%d}' % plan.cost)
+        answer_type = media_type(headers[b"accept"]) or _JSON
         status, more = 200, {}
-        if "SERVICE_UNAVAILABLE" in codes:
+        if codes & _LATER:
             status, more = 503, {"retry-after": "1"}
-        elif not began and _GRAPHQL_JSON in accept:
+        elif "RATE_LIMITED" in codes:
+            waits = [error["extensions"].get("retryAfterS", 1) for error in errors]
+            status, more = 429, {"retry-after": str(max(waits))}
+        elif not began and answer_type == _GRAPHQL_JSON:
             status = 401 if "UNAUTHENTICATED" in codes else 400
         content = b"{" + b",".join(parts) + b"}"
         if len(content) >= WORTH_COMPRESSING_BYTES and kind == "query":
@@ -234,5 +301,4 @@ class Endpoint:
             if _takes_gzip(headers[b"accept-encoding"]):
                 more["content-encoding"] = "gzip"
                 content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
-        media_type = _GRAPHQL_JSON if _GRAPHQL_JSON in accept else _JSON
-        return Response(content, status, more, f"{media_type}; charset=utf-8")
+        return Response(content, status, more, f"{answer_type}; charset=utf-8")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import ekoyka.api.enums  # noqa: F401 -- its enums are named below
-from ekoyka.api.permissions import ACCOUNTS, ADMIN, CLINICAL_OR_OWN, SIGNED_IN
+from ekoyka.api.enums import Role
+from ekoyka.api.permissions import ACCOUNTS, ADMIN, CLINICAL_OR_OWN, SIGNED_IN, everywhere
 from ekoyka.columns import contains, folded
 from ekoyka.graph import declare as graph
 
 if TYPE_CHECKING:
-    from ekoyka.api.enums import Role
     from ekoyka.api.inpatient import Patient
     from ekoyka.api.scalars import ID, DateTime
 
@@ -66,10 +65,41 @@ class Account:
         "Roles held beside USER.",
         order=lambda row, child: f"{child}.id",
     )
+    sessions: list[Session] = graph.listing(
+        lambda row, child, names: (
+            f"{child}.account_id = {row}.id AND {child}.ended_at IS NULL AND {child}.expires_at > now()"
+        ),
+        "The sessions that are open, the latest used first.",
+        order=lambda row, child: f"{child}.last_used_at DESC, {child}.id DESC",
+    )
     patient: Patient | None = graph.one(
         lambda row, child, names: f"{child}.account_id = {row}.id",
         "The patient record linked to it, where the actor may know of it.",
         roles=CLINICAL_OR_OWN,
+    )
+
+
+@graph.type_(
+    table="session",
+    node=True,
+    scope={
+        Role.SUPERADMIN: everywhere,
+        Role.USER: lambda row, names: f"{row}.account_id = {names.actor('account')}",
+    },
+    description="A sign-in that lasts (сеанс).",
+)
+class Session:
+    """A session."""
+
+    created_at: DateTime = graph.column("When somebody signed in.")
+    last_used_at: DateTime = graph.column("When its tokens were renewed last.")
+    expires_at: DateTime = graph.column("When it ends by itself.")
+    ended_at: DateTime | None = graph.column("When it was ended.")
+    address: str | None = graph.column("The network address that it was used from last.")
+    client: str | None = graph.column("What the client called itself (User-Agent), at most 200 characters.")
+    current: bool = graph.expression(
+        lambda row, names: f"coalesce({row}.id = {names.actor('session')}, false)",
+        "Whether it is the one that asks.",
     )
 
 

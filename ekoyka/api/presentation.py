@@ -1,6 +1,7 @@
 """Errors as clients see them: a code, a sentence, never a traceback, a statement or a value of the database."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from ekoyka.graph.ids import BadInput
 from ekoyka.graph.wording import plainly
 from ekoyka.identity.credentials import NotAuthenticated
 from ekoyka.observability import request_id, where
+from ekoyka.rates import RateLimited
 
 log = structlog.get_logger(__name__)
 
@@ -20,18 +22,32 @@ class OutOfSight(Exception):
     """The row that an answer was to show is not there, or not the actor's to see."""
 
 
+MOST_ERRORS = 5
 UNAVAILABLE = "The database cannot be reached right now; the same request may succeed in a moment."
 _SENTENCES = {
     "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
     "NOT_FOUND": "There is no such record.",
     "SERVICE_UNAVAILABLE": UNAVAILABLE,
+    "TIMED_OUT": (
+        "It took too long and was given up. A change may have been made or not: "
+        "send it again with the same idempotencyKey."
+    ),
     "INTERNAL": "Something went wrong on our side. It is in the log under this request id.",
 }
 
 
+# query_canceled, as by statement_timeout; lock_not_available
+_GIVEN_UP = ("57014", "55P03")
+
+
+def _sqlstate(cause: BaseException | None) -> str | None:
+    state: str | None = getattr(getattr(cause, "orig", cause), "sqlstate", None)
+    return state
+
+
 def present(errors: Iterable[GraphQLError]) -> list[dict[str, Any]]:
-    """The errors of an answer; what nobody expected is logged and masked."""
-    return [_present(error) for error in errors]
+    """The errors of an answer, the first five; what nobody expected is logged and masked."""
+    return [_present(error) for error in islice(errors, MOST_ERRORS)]
 
 
 def _present(error: GraphQLError) -> dict[str, Any]:
@@ -39,6 +55,7 @@ def _present(error: GraphQLError) -> dict[str, Any]:
     while isinstance(cause, GraphQLError) and cause.original_error is not None:
         cause = cause.original_error
     shown: dict[str, Any] = {**error.formatted, "message": plainly(error)}
+    more: dict[str, Any] = {}
     code = (error.extensions or {}).get("code") or (getattr(cause, "extensions", None) or {}).get("code")
     if isinstance(cause, ActorGone | NotAuthenticated):
         code = "UNAUTHENTICATED"
@@ -49,6 +66,13 @@ def _present(error: GraphQLError) -> dict[str, Any]:
     elif isinstance(cause, DatabaseUnavailable):
         code = "SERVICE_UNAVAILABLE"
         shown["message"] = _SENTENCES[code]
+    elif isinstance(cause, TimeoutError) or _sqlstate(cause) in _GIVEN_UP:
+        code = "TIMED_OUT"
+        shown["message"] = _SENTENCES[code]
+    elif isinstance(cause, RateLimited):
+        code = "RATE_LIMITED"
+        shown["message"] = f"Too often: ask again in {cause.retry_after_s} s."
+        more["retryAfterS"] = cause.retry_after_s
     elif isinstance(cause, BadInput):
         code = "BAD_USER_INPUT"
     elif isinstance(error, GraphQLSyntaxError):
@@ -59,7 +83,7 @@ def _present(error: GraphQLError) -> dict[str, Any]:
         code = "INTERNAL"
         shown["message"] = _SENTENCES[code]
         log.error("operation_failed", **where(cause))
-    extensions = {**(error.extensions or {}), "code": code}
+    extensions = {**(error.extensions or {}), "code": code, **more}
     if code == "INTERNAL":
         extensions["requestId"] = request_id.get()
     shown["extensions"] = extensions

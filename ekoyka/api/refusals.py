@@ -13,15 +13,8 @@ from ekoyka.certificates.operations import CertificateAnnulled, StayStillOpen
 from ekoyka.errors import Forbidden
 from ekoyka.facilities.operations import Archived, HasHistory, LabelTaken, NumberTaken
 from ekoyka.graph import declare as graph
-from ekoyka.identity.operations import (
-    AccountBlocked,
-    CredentialsWrong,
-    EmailTaken,
-    LastSuperadmin,
-    OwnAccount,
-    RoleHeld,
-    SessionEnded,
-)
+from ekoyka.identity.operations import EmailTaken, LastSuperadmin, OwnAccount, RoleHeld
+from ekoyka.identity.sessions import AccountBlocked, CredentialsWrong, ResetCodeWrong, SessionEnded
 from ekoyka.inpatient.availability import (
     BedClosed,
     BedNotReady,
@@ -205,6 +198,7 @@ for _cls, _text in {
     CredentialsWrong: "The e-mail address or the password is wrong.",
     AccountBlocked: "The account is blocked.",
     SessionEnded: "The refresh token is no good any more.",
+    ResetCodeWrong: "The code for a new password is unknown, used or too old.",
     LastSuperadmin: "It would leave the network without a superadministrator who can sign in.",
     OwnAccount: "One cannot block oneself.",
     RoleHeld: "The account holds this role already.",

@@ -19,6 +19,7 @@ from ekoyka.api import (
     inpatient,
     inpatient_mutations,
     refusals,
+    session_mutations,
 )
 from ekoyka.api.mutations import close_codes, mutation_type
 from ekoyka.api.permissions import SIGNED_IN
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Node = Any
 
 # Modules whose import is their use.
-DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, refusals)
+DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, refusals, session_mutations)
 
 
 @graph.query

@@ -32,7 +32,7 @@ from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
 
 from ekoyka.api.accounts import Account, dismiss
 from ekoyka.api.context import Run
-from ekoyka.api.endpoint import bearer, language_of
+from ekoyka.api.endpoint import bearer, language_of, without_names
 from ekoyka.api.outlets import outlet_of, text_frame
 from ekoyka.api.presentation import present
 from ekoyka.api.requests import BadRequest, document_of
@@ -55,7 +55,8 @@ class PresentedEvents(SchemaExtension):
 
     def on_stream_result(self, result: Any) -> Iterator[None]:
         if result.errors:
-            shown = zip(result.errors, present(result.errors), strict=True)
+            # At most five of them.
+            shown = zip(result.errors, present(result.errors), strict=False)
             result.errors = [
                 GraphQLError(new["message"], old.nodes, path=old.path, extensions=new["extensions"])
                 for old, new in shown
@@ -154,11 +155,12 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         try:
             wanted = await asked(run, operation.query, name, operation.variables)
             if wanted is None:
-                await super().run_operation(operation)
+                async with asyncio.timeout(run.services.settings.operation_timeout_s):
+                    await super().run_operation(operation)
                 return
             member = await run.services.watching.join(self, operation.id, wanted.question, wanted.after)
         except PlanError as error:
-            errors = present(error.errors)
+            errors = without_names(run, present(error.errors))
         except AccountChanged:
             dismiss(self)
             return

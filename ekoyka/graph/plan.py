@@ -31,9 +31,11 @@ from graphql.execution.values import VariableValues
 from ekoyka.cache import Cache
 from ekoyka.graph.compile import ActorShape, Compiler, FieldForbidden, Site, Statement
 from ekoyka.graph.ids import BadInput
+from ekoyka.graph.limits import MAX_COST, MAX_TOKENS, Measure, Meter, too_much
 from ekoyka.graph.model import ANONYMOUS, ROOT_ROLES, TYPES, TypeDecl
 from ekoyka.graph.selections import Selector, sets_of
 
+_INTROSPECTION = frozenset({"__schema", "__type"})
 KEPT = 1000
 # Longer documents are read anew each time: a thousand of them would fill the memory.
 LONGEST_KEPT = 20_000
@@ -46,11 +48,20 @@ class Document:
     text: str
     node: DocumentNode
     errors: list[GraphQLError]
+    measures: list[tuple[OperationDefinitionNode, Measure]]
 
     @cached_property
     def operations(self) -> list[OperationDefinitionNode]:
         """Its operations, in order."""
         return [item for item in self.node.definitions if isinstance(item, OperationDefinitionNode)]
+
+    def cost(self, operation: OperationDefinitionNode, variables: VariableValues) -> int:
+        """How many objects the operation's answer may hold. Raises `PlanError` where those are too many."""
+        measure = next(measure for item, measure in self.measures if item is operation)
+        cost = measure.price(variables.coerced)
+        if cost > MAX_COST:
+            raise PlanError([too_much("cost", cost, MAX_COST)])
+        return cost
 
     def named(self, name: str | None) -> list[OperationDefinitionNode]:
         """The operations of this name; all of them without one."""
@@ -84,6 +95,7 @@ class OperationPlan:
     typenames: dict[str, str]
     order: tuple[str, ...]
     compiled: bool
+    cost: int = 0
     parameters: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -108,22 +120,35 @@ def shape(value: Any) -> Any:
 
 
 class Planner:
-    """The plans of one schema."""
+    """The plans of one schema.
 
-    def __init__(self, schema: GraphQLSchema) -> None:
+    With ``introspectors``, introspection is for holders of these roles alone, and errors suggest no names.
+    """
+
+    def __init__(self, schema: GraphQLSchema, *, introspectors: frozenset[str] | None = None) -> None:
         self.schema = schema
+        self.introspectors = introspectors
         self.documents: Cache[str, Document] = Cache(KEPT)
         self.plans: Cache[object, OperationPlan] = Cache(KEPT)
 
     def document(self, text: str) -> Document:
-        """The document, parsed and validated once. Raises `GraphQLSyntaxError`."""
+        """The document, parsed, measured and validated once. Raises `GraphQLSyntaxError`."""
         known = self.documents.get(text)
         if known is None:
-            node = parse(text)
-            known = Document(text, node, validate(self.schema, node))
+            node = parse(text, max_tokens=MAX_TOKENS)
+            measures: list[tuple[OperationDefinitionNode, Measure]] = []
+            try:
+                measures = list(Meter(self.schema, node).operations())
+                errors = [_meant(error) for error in self._validated(node)]
+            except GraphQLError as error:
+                errors = [error]
+            known = Document(text, node, errors, measures)
             if len(text) <= LONGEST_KEPT:
                 self.documents.put(text, known)
         return known
+
+    def _validated(self, node: DocumentNode) -> list[GraphQLError]:
+        return validate(self.schema, node, hide_suggestions=self.introspectors is not None)
 
     def plan(
         self,
@@ -144,6 +169,7 @@ class Planner:
         )
         if isinstance(variables, list):
             raise PlanError([coded(error, "BAD_USER_INPUT") for error in variables])
+        cost = document.cost(operation, variables)
         key = (document.text, operation_name, actor.roles, compiled, shape(variables.coerced))
         known = self.plans.get(key)
         if known is None:
@@ -151,7 +177,7 @@ class Planner:
             if len(document.text) <= LONGEST_KEPT:
                 self.plans.put(key, known)
         return OperationPlan(
-            known.operation, variables, known.roots, known.typenames, known.order, known.compiled
+            known.operation, variables, known.roots, known.typenames, known.order, known.compiled, cost
         )
 
     def _make(
@@ -173,7 +199,11 @@ class Planner:
         typenames: dict[str, str] = {}
         compiled &= operation.operation is not OperationType.SUBSCRIPTION
         # Introspection is Strawberry's.
-        compiled &= {nodes[0].name.value for nodes in selections.values()}.isdisjoint({"__schema", "__type"})
+        introspects = not {nodes[0].name.value for nodes in selections.values()}.isdisjoint(_INTROSPECTION)
+        if introspects and self.introspectors is not None and actor.roles.isdisjoint(self.introspectors):
+            code = "UNAUTHENTICATED" if ANONYMOUS in actor.roles else "FORBIDDEN"
+            raise PlanError([GraphQLError("Introspection is for staff.", extensions={"code": code})])
+        compiled &= not introspects
         for response_key, nodes in selections.items():
             name = nodes[0].name.value
             if name == "__typename":
@@ -255,6 +285,13 @@ def _operation(document: Document, name: str | None) -> OperationDefinitionNode:
         else "The document holds no operation of this `operationName`."
     )
     raise PlanError([GraphQLError(message, extensions={"code": "BAD_USER_INPUT"})])
+
+
+def _meant(error: GraphQLError) -> GraphQLError:
+    """The error as validation's own, also where a literal was more than Python takes (5,000 digits)."""
+    if error.original_error is None or isinstance(error.original_error, GraphQLError):
+        return error
+    return GraphQLError("This value is not one of its type.", error.nodes)
 
 
 def coded(error: GraphQLError, code: str) -> GraphQLError:

@@ -12,6 +12,7 @@ from graphql import GraphQLError, GraphQLSyntaxError
 
 _SYNTAX = re.compile(
     r"Syntax Error: (?:Expected (?:'[^']{1,12}'|\w+), found|Unexpected) (?:<EOF>|'[^'\w\s]{1,3}'|\w+)"
+    r"|Syntax Error: Document (?:contains more than \d+ tokens|is nested too deeply)"
 )
 _NO_SUCH_CHOICE = re.compile(r"Value '.*' does not exist in '(\w+)' enum.*", re.DOTALL)
 _NO_SUCH_FIELD = re.compile(

@@ -1,7 +1,7 @@
 """The actor: who asks, with which roles, where."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from ekoyka.identity.tables import Role
@@ -17,6 +17,8 @@ class Actor:
     doctor_of: frozenset[int] = frozenset()
     dispatcher_of: frozenset[int] = frozenset()
     request_id: str | None = None
+    # Of the sign-in that the token comes from.
+    session_id: int | None = field(default=None, compare=False)
 
     @property
     def roles(self) -> frozenset[Role]:

@@ -23,12 +23,15 @@ from joserfc.jwk import KeySet, OctKey
 from ekoyka.cache import Cache
 from ekoyka.errors import Invalid
 from ekoyka.identity.actors import Actor
+from ekoyka.rates import RateLimited
 from ekoyka.settings import Mode, Settings
 
 LONGEST_PASSWORD_BYTES = 72
 SHORTEST_PASSWORD = 10
 _LONGEST_TOKEN = 8192
 TOKENS_KEPT = 10_000
+# In one process; at a quarter of a second each and two at a time, the last of them waits for half a minute.
+MOST_HASHES_WAITING = 200
 _ALGORITHM = "HS256"
 _Result = TypeVar("_Result")
 
@@ -61,16 +64,26 @@ def check_password(password: str) -> None:
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords in a few threads, so that sign-ins never hold the event loop."""
+    """Hashes and verifies passwords in a few threads, so that sign-ins never hold the event loop.
+
+    Whoever comes while too many wait is told to come back: raises `RateLimited`.
+    """
 
     def __init__(self, rounds: int, *, threads: int = 2) -> None:
         self._rounds = rounds
+        self._under_way = 0
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bcrypt")
         # What the password of an unknown account is compared with, so that it takes the same time.
         self._nobody = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(rounds))
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if self._under_way >= MOST_HASHES_WAITING:
+            raise RateLimited(2)
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._under_way -= 1
 
     async def hash(self, password: str) -> str:
         """The password's hash. Raises `Invalid` for one that may not be chosen."""
@@ -162,6 +175,7 @@ class Tokens:
             "exp": now + self._ttl_s,
             "sub": str(actor.account_id),
             "jti": secrets.token_urlsafe(12),
+            "sid": actor.session_id,
             "ver": actor.auth_version,
             "sa": actor.superadmin,
             "doc": sorted(actor.doctor_of),
@@ -190,6 +204,7 @@ class Tokens:
                 superadmin=claims["sa"] is True,
                 doctor_of=frozenset(int(item) for item in claims["doc"]),
                 dispatcher_of=frozenset(int(item) for item in claims["dsp"]),
+                session_id=int(claims["sid"]) if claims.get("sid") is not None else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise NotAuthenticated(type(error).__name__) from None

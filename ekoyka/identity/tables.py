@@ -84,6 +84,24 @@ class Session(SQLModel, table=True):
     created_at: datetime = instant(now=True)
     expires_at: datetime = instant()
     ended_at: datetime | None = instant(nullable=True)
+    last_used_at: datetime = instant(now=True)
+    # As a person recognises where they signed in.
+    address: str | None = None
+    client: str | None = None
+
+
+class PasswordReset(SQLModel, table=True):
+    """An administrator's leave to set a new password once, by a code kept as its SHA-256."""
+
+    __tablename__ = "password_reset"
+    __table_args__ = (Index("uq_password_reset_hash", "hash", unique=True),)
+    id: int = identity()
+    account_id: int = reference("account.id", index=True)
+    hash: bytes
+    issued_by_id: int = reference("account.id")
+    issued_at: datetime = instant(now=True)
+    expires_at: datetime = instant()
+    used_at: datetime | None = instant(nullable=True)
 
 
 class RefreshToken(SQLModel, table=True):

@@ -25,7 +25,7 @@ from graphql import (
 from ekoyka.certificates.tables import Certificate
 from ekoyka.graph.model import TYPES
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.tables import Account
+from ekoyka.identity.tables import Account, Session
 from ekoyka.inpatient.tables import Reservation
 from tests.api.matrix import NODES
 from tests.client import gid
@@ -101,9 +101,15 @@ async def world(make: Factory, word: str) -> World:
         "Patient": gid("Patient", patient),
         "Reservation": gid("Reservation", reservation),
         "Room": gid("Room", room),
+        "Session": await _session(make, person.id),
         "Stay": gid("Stay", stay),
     }
     return World(word, rows, person, place)
+
+
+async def _session(make: Factory, account_id: int) -> str:
+    ends = datetime.now(UTC) + timedelta(days=1)
+    return gid("Session", await make.keep(Session(account_id=account_id, expires_at=ends)))
 
 
 async def as_role(make: Factory, role: str, here: World) -> tuple[Actor | None, World]:
@@ -121,7 +127,11 @@ async def as_role(make: Factory, role: str, here: World) -> tuple[Actor | None, 
         )
     if role == "SUPERADMIN":
         return actor, here
-    rows = {**here.rows, "Account": gid("Account", actor.account_id)}
+    rows = {
+        **here.rows,
+        "Account": gid("Account", actor.account_id),
+        "Session": await _session(make, actor.account_id),
+    }
     return actor, World(here.word, rows, here.person, here.dispensary)
 
 

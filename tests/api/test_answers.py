@@ -98,10 +98,10 @@ async def test_a_hostile_stream_of_new_documents_does_not_make_the_useful_ones_n
 
 async def test_documents_beyond_all_use_are_answered_but_not_kept(client: Client, make: Factory) -> None:
     actor = await make.actor()
-    document = "query Long { me { " + " ".join(f"a{number}: name" for number in range(2000)) + " } }"
+    document = "query Long { me { name } }" + " " * 30_000
     kept = len(client.services.planner.documents), len(client.services.planner.plans)
 
     data = await client.data(document, actor)
 
-    assert len(data["me"]) == 2000
+    assert data["me"]["name"]
     assert (len(client.services.planner.documents), len(client.services.planner.plans)) == kept

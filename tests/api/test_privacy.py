@@ -154,6 +154,8 @@ async def test_what_is_sent_through_every_operation_well_or_badly_comes_back_in_
                             {"query": f'{{ {question.name} "{canary}" '},
                             {"query": question.document, "operationName": canary, "variables": given},
                         ]
+                        if question.name == "signOutEverywhere":
+                            bodies = bodies[1:4]  # otherwise it would end this very socket
                         for form, body in enumerate(bodies):
                             answer = (
                                 await http.post(

@@ -11,7 +11,7 @@ import pytest
 
 from ekoyka import demo
 from ekoyka.database import Database
-from ekoyka.identity import operations
+from ekoyka.identity import operations, sessions
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
 from ekoyka.settings import Settings
@@ -74,9 +74,11 @@ async def signed_in(database: Database, hasher: PasswordHasher, account: demo.De
     async with database.transaction() as session:
         found = await operations.find_credentials(session, account.email)
     assert found is not None
-    assert await hasher.verify(account.password, found[1])
+    assert await hasher.verify(account.password, found.password_hash)
     async with database.transaction() as session:
-        opened = await operations.open_session(session, account_id=found[0], password_hash=found[1], ttl_s=60)
+        opened = await sessions.open_session(
+            session, account_id=found.account_id, password_hash=found.password_hash, ttl_s=60
+        )
     return opened.actor
 
 

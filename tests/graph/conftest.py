@@ -8,6 +8,7 @@ import pytest
 
 from ekoyka.api.context import Run
 from ekoyka.certificates.operations import annul, issue, reprint
+from ekoyka.graph.limits import MOST
 from ekoyka.identity.actors import Actor
 from ekoyka.inpatient.corrections import correct
 from ekoyka.inpatient.patients import link_account
@@ -27,6 +28,15 @@ class World:
     def run(self, actor: str, *, compiled: bool) -> Run:
         """A context for this actor."""
         return context(self.client, self.actors[actor], compiled=compiled)
+
+
+@pytest.fixture
+def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents may be as long and ask for as much as they like: what is tested is that they are answered rightly."""
+    monkeypatch.setattr("ekoyka.graph.plan.MAX_COST", 10**12)
+    monkeypatch.setattr("ekoyka.graph.plan.MAX_TOKENS", 10**6)
+    for what in MOST:
+        monkeypatch.setitem(MOST, what, 10**6)
 
 
 @pytest.fixture

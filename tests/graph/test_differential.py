@@ -176,6 +176,7 @@ fragment OneStay on Stay {
 """
 
 
+@pytest.mark.usefixtures("unlimited")
 @pytest.mark.parametrize("actor", ["superadmin", "doctor", "both"])
 async def test_one_document_with_everything_gets_the_same_answer_both_ways(world: World, actor: str) -> None:
     variables: dict[str, Any] = {

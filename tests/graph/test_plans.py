@@ -39,7 +39,9 @@ def _selection(type_: Any, depth: int) -> str:
     return "{ " + " ".join(parts) + " }"
 
 
+@pytest.mark.usefixtures("unlimited")
 async def test_every_root_field_is_one_statement_whatever_the_depth(world: World) -> None:
+    """And one more where it is counted how often somebody asks."""
     database, schema = world.client.services.database, world.client.app.state.schema
     arguments = {
         "id": world.ids["Dispensary"][0],
@@ -69,7 +71,8 @@ async def test_every_root_field_is_one_statement_whatever_the_depth(world: World
             counted[name, compiled] = database.statements - before
 
     assert len(counted) == 2 * len(schema._schema.query_type.fields)
-    assert set(counted.values()) == {1}
+    assert {name for (name, _), count in counted.items() if count == 2} == {"certificateVerification"}
+    assert set(counted.values()) == {1, 2}
 
 
 async def test_no_query_field_mutation_or_subscription_is_without_declared_roles(world: World) -> None:
@@ -242,15 +245,6 @@ async def test_plans_are_kept_by_document_role_and_shape_and_never_mix_actors(wo
 
     assert totals == [1, 2, 3, 2, 4]
     assert planner.plans.misses - before == 4
-
-
-@pytest.mark.parametrize("count", [60, 120])
-async def test_an_object_may_have_any_number_of_fields(world: World, count: int) -> None:
-    fields = " ".join(f"f{number}: name" for number in range(count))
-
-    data = await world.client.data(f"{{ me {{ {fields} }} }}", world.actors["user"])
-
-    assert len(data["me"]) == count
 
 
 async def test_a_new_row_of_another_dispensary_is_not_reachable_over_any_edge(

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.database import Database
 from ekoyka.errors import Invalid, NotFound, VersionConflict
-from ekoyka.identity import operations
+from ekoyka.identity import operations, sessions
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import NotAuthenticated
 from ekoyka.identity.operations import EmailTaken, LastSuperadmin, OwnAccount, RoleHeld
@@ -156,15 +156,15 @@ async def test_one_of_two_updates_of_one_version_succeeds(database: Database, ma
 async def test_a_new_password_ends_every_session_and_token(database: Database, make: Factory) -> None:
     account, stranger = await make.account(), await make.account()
     actor = Actor(account_id=account.id, auth_version=1)
-    mine = await run(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60)
-    theirs = await run(database, operations.open_session, account_id=stranger.id, password_hash="-", ttl_s=60)
+    mine = await run(database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=60)
+    theirs = await run(database, sessions.open_session, account_id=stranger.id, password_hash="-", ttl_s=60)
 
     await run(database, operations.change_password, actor=actor, password_hash="new")
 
-    assert (await run(database, operations.find_credentials, account.email))[1] == "new"
+    assert (await run(database, operations.find_credentials, account.email)).password_hash == "new"
     assert not await is_current(database, actor)
-    assert await run(database, operations.refresh, mine.refresh_token) is None
-    assert await run(database, operations.refresh, theirs.refresh_token) is not None
+    assert await run(database, sessions.refresh, mine.refresh_token) is None
+    assert await run(database, sessions.refresh, theirs.refresh_token) is not None
     assert await told(database, account.id) == ["{}"]
     assert await entries(database) == [(account.id, "password_change", "Account", account.id, None, None)]
 
@@ -181,7 +181,7 @@ async def test_a_stale_actor_neither_reads_nor_changes_the_password(
     with pytest.raises(NotAuthenticated):
         await run(database, operations.change_password, actor=actor, password_hash="newer")
 
-    assert (await run(database, operations.find_credentials, account.email))[1] == "new"
+    assert (await run(database, operations.find_credentials, account.email)).password_hash == "new"
 
 
 async def test_one_of_two_changes_of_a_password_succeeds(database: Database, make: Factory) -> None:
@@ -479,9 +479,7 @@ async def test_a_blocked_account_is_nobody_at_once(database: Database, make: Fac
     admin, place = await make.actor(superadmin=True), await make.dispensary()
     account = await make.account(doctor_of=(place,))
     before = await run(database, actor_of, account.id)
-    signed_in = await run(
-        database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60
-    )
+    signed_in = await run(database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=60)
 
     row = await run(database, operations.block_account, actor=admin, account_id=account.id)
 
@@ -489,7 +487,7 @@ async def test_a_blocked_account_is_nobody_at_once(database: Database, make: Fac
     assert await run(database, actor_of, account.id) is None
     assert not await is_current(database, before)
     assert not await is_current(database, Actor(account_id=account.id, auth_version=row.auth_version))
-    assert await run(database, operations.refresh, signed_in.refresh_token) is None
+    assert await run(database, sessions.refresh, signed_in.refresh_token) is None
     assert await told(database, account.id) == ["{}"]
     assert await entries(database) == [(admin.account_id, "account_block", "Account", account.id, None, None)]
 
@@ -528,14 +526,14 @@ async def test_an_unblocked_account_signs_in_anew(database: Database, make: Fact
     admin, place = await make.actor(superadmin=True), await make.dispensary()
     account = await make.account(doctor_of=(place,))
     before = await run(database, actor_of, account.id)
-    earlier = await run(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60)
+    earlier = await run(database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=60)
     await run(database, operations.block_account, actor=admin, account_id=account.id)
 
     await run(database, operations.unblock_account, actor=admin, account_id=account.id)
 
     assert not await is_current(database, before)
-    assert await run(database, operations.refresh, earlier.refresh_token) is None
-    later = await run(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=60)
+    assert await run(database, sessions.refresh, earlier.refresh_token) is None
+    later = await run(database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=60)
     assert later.actor.doctor_of == {place.id}
     assert await is_current(database, later.actor)
     assert len(await told(database, account.id)) == 2

@@ -8,9 +8,10 @@ import pytest
 
 from ekoyka.database import Database
 from ekoyka.errors import Invalid
-from ekoyka.identity import operations
+from ekoyka.identity import operations, sessions
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.operations import AccountBlocked, CredentialsWrong, EmailTaken, SignedIn
+from ekoyka.identity.operations import EmailTaken
+from ekoyka.identity.sessions import AccountBlocked, CredentialsWrong, SignedIn
 from ekoyka.identity.tables import Account, Role
 from tests.factories import Factory
 from tests.identity.transactions import answer, run, until_one_waits
@@ -27,7 +28,7 @@ async def register(database: Database, email: str = "anna@example.org", **detail
 async def opened(database: Database, account: Account) -> SignedIn:
     """A new session of the account."""
     signed_in: SignedIn = await run(
-        database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S
+        database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S
     )
     return signed_in
 
@@ -107,7 +108,9 @@ async def test_one_of_many_registrations_of_one_address_succeeds(database: Datab
 async def test_credentials_are_found_by_the_address(database: Database, email: str) -> None:
     account = await register(database)
 
-    assert await run(database, operations.find_credentials, email) == (account.id, "hash")
+    found = await run(database, operations.find_credentials, email)
+
+    assert (found.account_id, found.password_hash, found.known_there) == (account.id, "hash", False)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ async def test_a_blocked_account_opens_no_session(database: Database, make: Fact
     )
 
     refusal = await answer(
-        database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S
+        database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S
     )
 
     assert isinstance(refusal, AccountBlocked)
@@ -164,7 +167,7 @@ async def test_a_session_opened_while_the_account_is_being_blocked_is_not_left_o
     account, admin = await make.account(), await make.actor(superadmin=True)
 
     async with database.transaction() as session:
-        signed_in = await operations.open_session(
+        signed_in = await sessions.open_session(
             session, account_id=account.id, password_hash="-", ttl_s=DAY_S
         )
         blocking = asyncio.create_task(
@@ -174,7 +177,7 @@ async def test_a_session_opened_while_the_account_is_being_blocked_is_not_left_o
     await blocking
 
     await run(database, operations.unblock_account, actor=admin, account_id=account.id)
-    assert await run(database, operations.refresh, signed_in.refresh_token) is None
+    assert await run(database, sessions.refresh, signed_in.refresh_token) is None
 
 
 async def test_a_session_is_not_opened_by_an_account_that_is_being_blocked(
@@ -185,7 +188,7 @@ async def test_a_session_is_not_opened_by_an_account_that_is_being_blocked(
     async with database.transaction() as session:
         await operations.block_account(session, actor=admin, account_id=account.id)
         opening = asyncio.create_task(
-            answer(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S)
+            answer(database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S)
         )
         await until_one_waits(database)
 
@@ -201,7 +204,7 @@ async def test_a_password_that_was_changed_since_it_was_compared_opens_no_sessio
         actor = Actor(account_id=account.id, auth_version=1)
         await operations.change_password(session, actor=actor, password_hash="new")
         opening = asyncio.create_task(
-            answer(database, operations.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S)
+            answer(database, sessions.open_session, account_id=account.id, password_hash="-", ttl_s=DAY_S)
         )
         await until_one_waits(database)
 
@@ -214,8 +217,8 @@ async def test_a_password_that_was_changed_since_it_was_compared_opens_no_sessio
 async def test_refresh_gives_the_next_token_and_so_on(database: Database, make: Factory) -> None:
     first = await opened(database, await make.account())
 
-    second = await run(database, operations.refresh, first.refresh_token)
-    third = await run(database, operations.refresh, second.refresh_token)
+    second = await run(database, sessions.refresh, first.refresh_token)
+    third = await run(database, sessions.refresh, second.refresh_token)
 
     assert len({first.refresh_token, second.refresh_token, third.refresh_token}) == 3
     assert third.actor == first.actor
@@ -234,7 +237,7 @@ async def test_refresh_tells_of_roles_granted_meanwhile(database: Database, make
         dispensary_id=place.id,
     )
 
-    second = await run(database, operations.refresh, first.refresh_token)
+    second = await run(database, sessions.refresh, first.refresh_token)
 
     assert second.actor.doctor_of == {place.id}
     assert second.actor.auth_version == 2
@@ -243,31 +246,29 @@ async def test_refresh_tells_of_roles_granted_meanwhile(database: Database, make
 async def test_a_token_used_twice_ends_the_session(database: Database, make: Factory) -> None:
     account = await make.account()
     first, other = await opened(database, account), await opened(database, account)
-    second = await run(database, operations.refresh, first.refresh_token)
+    second = await run(database, sessions.refresh, first.refresh_token)
 
-    assert await run(database, operations.refresh, first.refresh_token) is None
+    assert await run(database, sessions.refresh, first.refresh_token) is None
 
-    assert await run(database, operations.refresh, second.refresh_token) is None
-    assert await run(database, operations.refresh, other.refresh_token) is not None
+    assert await run(database, sessions.refresh, second.refresh_token) is None
+    assert await run(database, sessions.refresh, other.refresh_token) is not None
 
 
 async def test_one_of_fifty_uses_of_a_token_succeeds(database: Database, make: Factory) -> None:
     first = await opened(database, await make.account())
 
-    answers = await asyncio.gather(
-        *(run(database, operations.refresh, first.refresh_token) for _ in range(50))
-    )
+    answers = await asyncio.gather(*(run(database, sessions.refresh, first.refresh_token) for _ in range(50)))
 
     winners = [item for item in answers if item is not None]
     assert len(winners) == 1
-    assert await run(database, operations.refresh, winners[0].refresh_token) is None
+    assert await run(database, sessions.refresh, winners[0].refresh_token) is None
 
 
 @pytest.mark.parametrize("token", ["", "x" * 43, "ж", "\x00", "\ud800", "x" * 100_000])
 async def test_refresh_refuses_an_unknown_token(database: Database, make: Factory, token: str) -> None:
     await opened(database, await make.account())
 
-    assert await run(database, operations.refresh, token) is None
+    assert await run(database, sessions.refresh, token) is None
     assert await database.fetch_value("SELECT count(*) FROM session WHERE ended_at IS NULL") == 1
 
 
@@ -275,21 +276,21 @@ async def test_refresh_refuses_the_stored_digest_itself(database: Database, make
     await opened(database, await make.account())
     digest = await database.fetch_value("SELECT encode(hash, 'escape') FROM refresh_token")
 
-    assert await run(database, operations.refresh, digest) is None
+    assert await run(database, sessions.refresh, digest) is None
 
 
 async def test_refresh_refuses_an_expired_session(database: Database, make: Factory) -> None:
     signed_in = await opened(database, await make.account())
     await database.fetch("UPDATE session SET expires_at = now() - interval '1 second'")
 
-    assert await run(database, operations.refresh, signed_in.refresh_token) is None
+    assert await run(database, sessions.refresh, signed_in.refresh_token) is None
 
 
 async def test_refresh_does_not_lengthen_the_session(database: Database, make: Factory) -> None:
     signed_in = await opened(database, await make.account())
     before = await database.fetch_value("SELECT expires_at FROM session")
 
-    await run(database, operations.refresh, signed_in.refresh_token)
+    await run(database, sessions.refresh, signed_in.refresh_token)
 
     assert await database.fetch_value("SELECT expires_at FROM session") == before
 
@@ -301,7 +302,7 @@ async def test_refresh_refuses_a_blocked_account(database: Database, make: Facto
         database, operations.block_account, actor=await make.actor(superadmin=True), account_id=account.id
     )
 
-    assert await run(database, operations.refresh, signed_in.refresh_token) is None
+    assert await run(database, sessions.refresh, signed_in.refresh_token) is None
 
 
 async def test_a_refresh_that_waits_for_a_new_password_gets_nothing(
@@ -312,7 +313,7 @@ async def test_a_refresh_that_waits_for_a_new_password_gets_nothing(
 
     async with database.transaction() as session:
         await operations.change_password(session, actor=signed_in.actor, password_hash="new")
-        refreshing = asyncio.create_task(run(database, operations.refresh, signed_in.refresh_token))
+        refreshing = asyncio.create_task(run(database, sessions.refresh, signed_in.refresh_token))
         await until_one_waits(database)
 
     assert await refreshing is None
@@ -325,7 +326,7 @@ async def test_a_new_password_that_waits_for_a_refresh_ends_what_that_gave(
     signed_in = await opened(database, account)
 
     async with database.transaction() as session:
-        refreshed = await operations.refresh(session, signed_in.refresh_token)
+        refreshed = await sessions.refresh(session, signed_in.refresh_token)
         changing = asyncio.create_task(
             run(database, operations.change_password, actor=signed_in.actor, password_hash="new")
         )
@@ -334,7 +335,7 @@ async def test_a_new_password_that_waits_for_a_refresh_ends_what_that_gave(
 
     assert refreshed is not None
     assert refreshed.actor.auth_version < changed.auth_version
-    assert await run(database, operations.refresh, refreshed.refresh_token) is None
+    assert await run(database, sessions.refresh, refreshed.refresh_token) is None
 
 
 # Sign-out
@@ -344,29 +345,29 @@ async def test_sign_out_ends_this_session_only(database: Database, make: Factory
     account = await make.account()
     here, there = await opened(database, account), await opened(database, account)
 
-    await run(database, operations.end_session, here.refresh_token)
+    await run(database, sessions.end_session, here.refresh_token)
 
-    assert await run(database, operations.refresh, here.refresh_token) is None
-    assert await run(database, operations.refresh, there.refresh_token) is not None
+    assert await run(database, sessions.refresh, here.refresh_token) is None
+    assert await run(database, sessions.refresh, there.refresh_token) is not None
 
 
 async def test_sign_out_with_a_used_token_ends_its_session(database: Database, make: Factory) -> None:
     first = await opened(database, await make.account())
-    second = await run(database, operations.refresh, first.refresh_token)
+    second = await run(database, sessions.refresh, first.refresh_token)
 
-    await run(database, operations.end_session, first.refresh_token)
+    await run(database, sessions.end_session, first.refresh_token)
 
-    assert await run(database, operations.refresh, second.refresh_token) is None
+    assert await run(database, sessions.refresh, second.refresh_token) is None
 
 
 async def test_sign_out_twice_or_with_an_unknown_token_is_no_matter(
     database: Database, make: Factory
 ) -> None:
     signed_in = await opened(database, await make.account())
-    await run(database, operations.end_session, signed_in.refresh_token)
+    await run(database, sessions.end_session, signed_in.refresh_token)
     ended = await database.fetch_value("SELECT ended_at FROM session")
 
-    await run(database, operations.end_session, signed_in.refresh_token)
-    await run(database, operations.end_session, "unknown")
+    await run(database, sessions.end_session, signed_in.refresh_token)
+    await run(database, sessions.end_session, "unknown")
 
     assert await database.fetch_value("SELECT ended_at FROM session") == ended

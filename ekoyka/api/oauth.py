@@ -1,0 +1,133 @@
+"""OAuth 2 for programs: tokens for a password or a refresh token, and their revocation (RFC 6749, 7009, 9700).
+
+A browser's script has no business here: nothing is set in cookies, and no other origin may read an answer.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from authlib.oauth2.rfc6749.errors import (
+    InvalidGrantError,
+    InvalidRequestError,
+    OAuth2Error,
+    UnsupportedGrantTypeError,
+)
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ekoyka.api.clients import origin_of
+from ekoyka.api.context import Services
+from ekoyka.api.session_mutations import refresh, sign_in
+from ekoyka.database import DatabaseUnavailable
+from ekoyka.errors import NotFound, Refusal
+from ekoyka.identity import sessions
+from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.rates import RateLimited
+
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+_HEADERS = {**SECURITY_HEADERS, "pragma": "no-cache"}  # RFC 6749, 5.1
+
+
+async def token(request: Request) -> Response:
+    """The resource owner's password and refresh token grants (RFC 6749, 4.3 and 6).
+
+    ``/auth/refresh`` is the same for whoever sends nothing but a refresh token.
+    """
+    return await _answered(request, _grant)
+
+
+async def revoke(request: Request) -> Response:
+    """The session of the token is over (RFC 7009); of a token that is no good, it is already."""
+    return await _answered(request, _revoke)
+
+
+async def _answered(
+    request: Request, work: Callable[[Request, Services, Mapping[str, str]], Awaitable[Response]]
+) -> Response:
+    services: Services = request.app.state.services
+    try:
+        return await work(request, services, await _given(request))
+    except OAuth2Error as error:
+        return JSONResponse(dict(error.get_body()), error.status_code, _HEADERS)
+    except RateLimited as limited:
+        return JSONResponse(
+            {
+                "error": "slow_down",
+                "error_description": f"Too often: ask again in {limited.retry_after_s} s.",
+            },
+            429,
+            {**_HEADERS, "retry-after": str(limited.retry_after_s)},
+        )
+    except DatabaseUnavailable:
+        return JSONResponse(
+            {
+                "error": "temporarily_unavailable",
+                "error_description": "The database cannot be reached right now.",
+            },
+            503,
+            {**_HEADERS, "retry-after": "1"},
+        )
+
+
+async def _given(request: Request) -> Mapping[str, str]:
+    """The request's parameters; none of them may come twice (RFC 6749, 3.2)."""
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        raise InvalidRequestError("Send the request as application/x-www-form-urlencoded.")
+    async with request.form(max_files=0, max_fields=10) as form:
+        given = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        if len(given) != len(form.multi_items()):
+            raise InvalidRequestError("A parameter comes twice.")
+    return given
+
+
+async def _grant(request: Request, services: Services, given: Mapping[str, str]) -> Response:
+    origin = origin_of(request)
+    wanted = given.get("grant_type") or ("refresh_token" if request.url.path == "/auth/refresh" else None)
+    try:
+        match wanted:
+            case "password":
+                if "username" not in given or "password" not in given:
+                    raise InvalidRequestError("The password grant needs `username` and `password`.")
+                made = await sign_in(services, given["username"], given["password"], origin)
+            case "refresh_token":
+                if "refresh_token" not in given:
+                    raise InvalidRequestError("The refresh grant needs `refresh_token`.")
+                made = await refresh(services, given["refresh_token"], origin)
+            case None:
+                raise InvalidRequestError("`grant_type` is missing.")
+            case _:
+                raise UnsupportedGrantTypeError("The grants are `password` and `refresh_token`.")
+    except Refusal as refusal:
+        # RFC 6749, 5.2 leaves a description nothing but ASCII.
+        raise InvalidGrantError(refusal.message("en")) from None
+    signed_in, text, _ = made
+    return JSONResponse(
+        {
+            "access_token": text,
+            "token_type": "Bearer",
+            "expires_in": services.settings.access_token_ttl_s,
+            "refresh_token": signed_in.refresh_token,
+        },
+        headers=_HEADERS,
+    )
+
+
+async def _revoke(_: Request, services: Services, given: Mapping[str, str]) -> Response:
+    if not given.get("token"):
+        raise InvalidRequestError("`token` is missing.")
+    try:
+        actor = services.tokens.read(given["token"]).actor
+    except NotAuthenticated:
+        async with services.database.transaction() as session:
+            await sessions.end_session(session, given["token"])
+    else:
+        try:
+            async with services.database.transaction() as session:
+                if actor.session_id is not None:
+                    await sessions.end_session_of(session, actor=actor, session_id=actor.session_id)
+        except (NotAuthenticated, NotFound):
+            pass  # it is over already
+    return Response(status_code=200, headers=_HEADERS)

@@ -1,0 +1,341 @@
+"""Signing in and out, sessions, and new passwords."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import strawberry
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from ekoyka.api.clients import address_of, origin_of
+from ekoyka.api.context import Run, Services
+from ekoyka.api.identity_mutations import AccountInput
+from ekoyka.api.mutations import Made, key, mutation
+from ekoyka.api.permissions import ADMIN, ANYONE, SIGNED_IN
+from ekoyka.api.scalars import ID, DateTime
+from ekoyka.errors import Invalid
+from ekoyka.graph import declare as graph
+from ekoyka.identity import limits, operations, sessions
+from ekoyka.identity.operations import EmailTaken
+from ekoyka.identity.sessions import (
+    AccountBlocked,
+    CredentialsWrong,
+    Origin,
+    ResetCodeWrong,
+    SessionEnded,
+    SignedIn,
+)
+from ekoyka.rates import attempt, forgive
+
+field = strawberry.field
+
+
+@graph.type_(
+    description="A sign-in: send `Authorization: Bearer <accessToken>` from now on.",
+    columns={
+        "access_token": "text",
+        "expires_at": "timestamptz",
+        "refresh_token": "text",
+        "account_id": "bigint",
+    },
+)
+class Tokens:
+    """What a sign-in gives."""
+
+    access_token: str = graph.column("A signed token that says who you are, for some minutes.")
+    expires_at: DateTime = graph.column("When it ends.")
+    refresh_token: str = graph.column("Good for one `tokenRefresh`; keep it secret.")
+    account: SignedInAccount | None = graph.one("account_id", "Whose it is.")
+
+
+@graph.type_(table="account", description="Who has just signed in.")
+class SignedInAccount:
+    """An account at its sign-in."""
+
+    account_id: ID = graph.key_of("Account", lambda row: f"{row}.id", "The account's id.")
+    name: str = graph.column("The person's name.")
+
+
+async def sign_in(
+    services: Services, email: str, password: str, origin: Origin
+) -> tuple[SignedIn, str, datetime]:
+    """A session is open: who it is, the access token and when it ends.
+
+    Raises `CredentialsWrong`, `AccountBlocked`, `RateLimited`. Hashing stands between two transactions, in none.
+    """
+    async with services.database.transaction() as session:
+        found = await operations.find_credentials(session, email, origin.address)
+    known = found is not None and found.known_there
+    counted = limits.sign_in(email, origin.address, known_there=known)
+    await attempt(services.database, *counted)
+    if not await services.hasher.verify(password, found.password_hash if found else None) or found is None:
+        raise CredentialsWrong
+    async with services.database.transaction() as session:
+        signed_in = await sessions.open_session(
+            session,
+            account_id=found.account_id,
+            password_hash=found.password_hash,
+            ttl_s=services.settings.refresh_token_ttl_s,
+            origin=origin,
+        )
+    await forgive(services.database, counted[0])
+    token = services.tokens.issue(signed_in.actor)
+    return signed_in, token.text, token.expires_at
+
+
+async def refresh(services: Services, refresh_token: str, origin: Origin) -> tuple[SignedIn, str, datetime]:
+    """The next pair of tokens. Raises `SessionEnded`."""
+    async with services.database.transaction() as session:
+        signed_in = await sessions.refresh(
+            session, refresh_token, origin=origin, same_address=services.settings.sessions_keep_address
+        )
+    if signed_in is None:
+        raise SessionEnded
+    token = services.tokens.issue(signed_in.actor)
+    return signed_in, token.text, token.expires_at
+
+
+def _made(signed_in: SignedIn, text: str, expires_at: datetime) -> Made:
+    return {
+        "access_token": text,
+        "expires_at": expires_at,
+        "refresh_token": signed_in.refresh_token,
+        "account_id": signed_in.actor.account_id,
+    }
+
+
+@strawberry.input(description="Credentials.")
+class SignInInput:
+    email: str = field(description="The e-mail address.")
+    password: str = field(description="The password.")
+
+
+@mutation(
+    "signIn",
+    returns="Tokens",
+    roles=ANYONE,
+    refusals=(CredentialsWrong, AccountBlocked),
+    description="Sign in. OAuth 2 clients use `POST /auth/token`.",
+    transaction=False,
+)
+async def sign_in_mutation(run: Run, input: SignInInput) -> Made:
+    return _made(*await sign_in(run.services, input.email, input.password, origin_of(run.connection)))
+
+
+@strawberry.input(description="A refresh token.")
+class TokenInput:
+    refresh_token: str = field(description="The refresh token of the last sign-in or refresh.")
+
+
+@mutation(
+    "tokenRefresh",
+    returns="Tokens",
+    roles=ANYONE,
+    refusals=(SessionEnded,),
+    description="A new pair of tokens for the old one, which is used up; using it again ends the session.",
+    transaction=False,
+)
+async def token_refresh(run: Run, input: TokenInput) -> Made:
+    return _made(*await refresh(run.services, input.refresh_token, origin_of(run.connection)))
+
+
+@graph.type_(description="Done.", columns={"done": "boolean"})
+class SignedOut:
+    """A sign-out."""
+
+    done: bool = graph.column("Always true: the session is over, whether or not there was one.")
+
+
+@mutation(
+    "signOut",
+    returns="SignedOut",
+    roles=ANYONE,
+    description="The session of this refresh token is over; the access token ends by itself within minutes.",
+    transaction=False,
+)
+async def sign_out(run: Run, input: TokenInput) -> Made:
+    async with run.database.transaction() as session:
+        await sessions.end_session(session, input.refresh_token)
+    return {"done": True}
+
+
+@strawberry.input(description="A new account.")
+class RegisterInput:
+    email: str = field(description="The e-mail address to sign in with.")
+    password: str = field(
+        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
+    )
+    name: str = field(description="The person's name, 1 to 200 characters.")
+    language: str = field(description="The language for messages: ru or en.", default="ru")
+
+
+@mutation(
+    "register",
+    returns="Tokens",
+    roles=ANYONE,
+    refusals=(EmailTaken, AccountBlocked),
+    description="A person gets an account and is signed in.",
+    transaction=False,
+)
+async def register(run: Run, input: RegisterInput) -> Made:
+    await attempt(run.database, limits.registration(address_of(run.connection)))
+    hashed = await run.services.hasher.hash(input.password)
+    async with run.database.transaction() as session:
+        account = await operations.register(
+            session,
+            email=input.email,
+            password_hash=hashed,
+            details={"name": input.name, "language": input.language},
+        )
+        signed_in = await sessions.open_session(
+            session,
+            account_id=account.id,
+            password_hash=hashed,
+            ttl_s=run.services.settings.refresh_token_ttl_s,
+            origin=origin_of(run.connection),
+        )
+    token = run.services.tokens.issue(signed_in.actor)
+    return _made(signed_in, token.text, token.expires_at)
+
+
+async def _new_hash(services: Services, password: str) -> str:
+    """The hash of what is to be the new password. Raises `Invalid`."""
+    try:
+        return await services.hasher.hash(password)
+    except Invalid as error:
+        raise Invalid(("newPassword",), ru=error.fields["reason_ru"], en=error.fields["reason_en"]) from None
+
+
+@strawberry.input(description="A change of one's own password.")
+class PasswordChangeInput:
+    password: str = field(description="The present password.")
+    new_password: str = field(
+        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
+    )
+
+
+@mutation(
+    "passwordChange",
+    returns="Tokens",
+    roles=SIGNED_IN,
+    refusals=(CredentialsWrong, AccountBlocked),
+    description="One's own password is changed: every session is over, and a new one is open.",
+    transaction=False,
+)
+async def password_change(run: Run, input: PasswordChangeInput) -> Made:
+    actor, services = run.known_actor, run.services
+    async with services.database.transaction() as session:
+        present = await operations.password_hash_of(session, actor=actor)
+    if not await services.hasher.verify(input.password, present):
+        raise CredentialsWrong(("password",))
+    hashed = await _new_hash(services, input.new_password)
+    async with services.database.transaction() as session:
+        account = await operations.change_password(session, actor=actor, password_hash=hashed)
+        signed_in = await sessions.open_session(
+            session,
+            account_id=account.id,
+            password_hash=hashed,
+            ttl_s=services.settings.refresh_token_ttl_s,
+            origin=origin_of(run.connection),
+        )
+    token = services.tokens.issue(signed_in.actor)
+    return _made(signed_in, token.text, token.expires_at)
+
+
+@strawberry.input(description="Whether the session that asks goes on.")
+class SignOutEverywhereInput:
+    keep_this: bool = field(description="True: all others end; false: this one, too.", default=False)
+
+
+@graph.type_(description="Sessions that are over.", columns={"ended": "int"})
+class SignedOutEverywhere:
+    """A sign-out everywhere."""
+
+    ended: int = graph.column("How many sessions were open and are over now.")
+
+
+@mutation(
+    "signOutEverywhere",
+    returns="SignedOutEverywhere",
+    roles=SIGNED_IN,
+    description="One's own sessions are over, and every access token with them, at once; open sockets are closed.",
+)
+async def sign_out_everywhere(run: Run, session: AsyncSession, input: SignOutEverywhereInput) -> Made:
+    actor = run.known_actor
+    kept = actor.session_id if input.keep_this else None
+    return {"ended": await sessions.end_own_sessions(session, actor=actor, but=kept)}
+
+
+@strawberry.input(description="Which session.")
+class SessionInput:
+    id: strawberry.ID = field(description="Its id, from `Account.sessions`.")
+
+
+@mutation(
+    "sessionEnd",
+    returns="Session",
+    roles=SIGNED_IN,
+    description="One's own session, or for a superadministrator anybody's, is over at once. The account's access "
+    "tokens end with it; its other sessions go on with their refresh tokens.",
+)
+async def session_end(run: Run, session: AsyncSession, input: SessionInput) -> int:
+    return await sessions.end_session_of(
+        session, actor=run.known_actor, session_id=key("Session", input.id, "id")
+    )
+
+
+@graph.type_(
+    description="Leave to set a new password.", columns={"reset_code": "text", "expires_at": "timestamptz"}
+)
+class PasswordResetCode:
+    """An administrator's code."""
+
+    reset_code: str = graph.column(
+        "Tell it to the person, and to nobody else; `passwordReset` takes it, once."
+    )
+    expires_at: DateTime = graph.column("Until when.")
+
+
+@mutation(
+    "accountResetPassword",
+    returns="PasswordResetCode",
+    roles=ADMIN,
+    description="The account's password is gone and its sessions are over; with the code its holder sets another.",
+)
+async def account_reset_password(run: Run, session: AsyncSession, input: AccountInput) -> Made:
+    code, expires_at = await sessions.allow_reset(
+        session, actor=run.known_actor, account_id=key("Account", input.id, "id")
+    )
+    return {"reset_code": code, "expires_at": expires_at}
+
+
+@strawberry.input(description="A new password, by an administrator's leave.")
+class PasswordResetInput:
+    code: str = field(description="The administrator's code.")
+    new_password: str = field(
+        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
+    )
+
+
+@mutation(
+    "passwordReset",
+    returns="Tokens",
+    roles=ANYONE,
+    refusals=(ResetCodeWrong, AccountBlocked),
+    description="A new password is set by an administrator's code, and its holder is signed in.",
+    transaction=False,
+)
+async def password_reset(run: Run, input: PasswordResetInput) -> Made:
+    services = run.services
+    hashed = await _new_hash(services, input.new_password)
+    async with services.database.transaction() as session:
+        account_id = await sessions.reset_password(session, code=input.code, password_hash=hashed)
+        signed_in = await sessions.open_session(
+            session,
+            account_id=account_id,
+            password_hash=hashed,
+            ttl_s=services.settings.refresh_token_ttl_s,
+            origin=origin_of(run.connection),
+        )
+    token = services.tokens.issue(signed_in.actor)
+    return _made(signed_in, token.text, token.expires_at)

@@ -1,0 +1,186 @@
+"""How often something may be tried: counted before it is made, shared by processes, forgotten in time."""
+
+import asyncio
+
+import bcrypt
+import pytest
+
+from ekoyka.database import Database
+from ekoyka.identity.credentials import MOST_HASHES_WAITING, PasswordHasher
+from ekoyka.rates import FIRST_WAIT_S, LONGEST_WAIT_S, Limit, RateLimited, attempt, forgive, sweep
+from ekoyka.settings import Settings
+from tests.client import Client, serving
+from tests.factories import Factory
+
+GUESSES = Limit("guess", "anna", 10, 3600, slower=True)
+CALLS = Limit("call", "anna", 5, 60)
+PASSWORD, WRONG = "a long enough password", "a wrong password"
+
+
+async def tried(database: Database, *limits: Limit) -> int | None:
+    """After how many seconds it may be tried again; None where it may be now."""
+    try:
+        await attempt(database, *limits)
+    except RateLimited as limited:
+        return limited.retry_after_s
+    return None
+
+
+async def passes(database: Database, seconds: float) -> None:
+    """So much time goes by, as far as counters know."""
+    await database.fetch(
+        "UPDATE rate SET at = at - make_interval(secs => $1), until = until - make_interval(secs => $1)",
+        seconds,
+    )
+
+
+async def test_so_many_are_free_and_the_rest_wait_for_the_window_to_end(database: Database) -> None:
+    waits = [await tried(database, CALLS) for _ in range(7)]
+
+    assert waits[:5] == [None] * 5
+    assert all(wait is not None and 50 < wait <= 60 for wait in waits[5:])
+    await passes(database, 61)
+    assert await tried(database, CALLS) is None
+
+
+async def test_guesses_get_slower_and_slower_and_never_slower_than_that(database: Database) -> None:
+    assert [await tried(database, GUESSES) for _ in range(10)] == [None] * 10
+    waits = []
+    for _ in range(8):
+        wait = await tried(database, GUESSES)
+        assert wait is not None
+        assert await tried(database, GUESSES) == pytest.approx(wait, abs=2)  # asking makes it no longer
+        waits.append(wait)
+        await passes(database, wait + 1)
+        assert await tried(database, GUESSES) is None
+
+    assert waits == pytest.approx([min(FIRST_WAIT_S * 2**n, LONGEST_WAIT_S) for n in range(8)], abs=2)
+
+
+async def test_a_window_without_any_forgets_all_guesses(database: Database) -> None:
+    for _ in range(12):
+        await tried(database, GUESSES)
+    await passes(database, GUESSES.window_s + LONGEST_WAIT_S)
+
+    assert [await tried(database, GUESSES) for _ in range(10)] == [None] * 10
+
+
+async def test_of_a_hundred_at_once_no_more_get_through_than_are_free(
+    database: Database, database_url: str, settings: Settings
+) -> None:
+    async with Database(database_url, settings) as other:
+        waits = await asyncio.gather(
+            *(tried(place, GUESSES, CALLS) for place in (database, other) for _ in range(50))
+        )
+
+    assert waits.count(None) == CALLS.free
+
+
+async def test_what_is_forgiven_and_what_is_over_is_gone(database: Database) -> None:
+    for _ in range(11):
+        await tried(database, GUESSES, CALLS)
+    await forgive(database, GUESSES)
+    assert await tried(database, GUESSES) is None
+
+    await passes(database, 7200)
+    await sweep(database)
+    assert await database.fetch_value("SELECT count(*) FROM rate") == 0
+
+
+async def test_no_address_is_kept(database: Database) -> None:
+    await tried(database, Limit("sign-in", "anna@example.org", 10, 60))
+
+    assert "anna" not in str(await database.fetch("SELECT *, encode(key, 'escape') FROM rate"))
+
+
+# Signing in
+
+
+async def guess(client: Client, email: str, password: str = WRONG) -> tuple[int, str]:
+    answer = await client.http.post(
+        "/auth/token", data={"grant_type": "password", "username": email, "password": password}
+    )
+    return answer.status_code, answer.json().get("error", "")
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_after_ten_wrong_guesses_even_the_right_password_must_wait(
+    client: Client, make: Factory, known: bool
+) -> None:
+    """Known and unknown accounts answer the same."""
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    account = await make.account(password_hash=hashed)
+    email = account.email if known else "nobody@example.org"
+
+    wrong = [await guess(client, email) for _ in range(10)]
+    late = await client.http.post(
+        "/auth/token", data={"grant_type": "password", "username": email.upper(), "password": PASSWORD}
+    )
+    graph = await client.http.post(
+        "/graphql",
+        json={
+            "query": "mutation ($e: String!) { signIn(input: {email: $e, password: $e}) { __typename } }",
+            "variables": {"e": email},
+        },
+    )
+
+    assert wrong == [(400, "invalid_grant")] * 10
+    assert (late.status_code, late.json()["error"]) == (429, "slow_down")
+    assert 0 < int(late.headers["retry-after"]) <= FIRST_WAIT_S
+    assert graph.status_code == 429
+    [error] = graph.json()["errors"]
+    assert error["extensions"]["code"] == "RATE_LIMITED"
+    assert str(error["extensions"]["retryAfterS"]) == graph.headers["retry-after"]
+
+
+async def test_right_passwords_are_not_counted(client: Client, make: Factory) -> None:
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    account = await make.account(password_hash=hashed)
+    for _ in range(5):
+        for _ in range(5):
+            assert await guess(client, account.email) == (400, "invalid_grant")
+        assert (await guess(client, account.email, PASSWORD))[0] == 200
+
+
+async def test_a_strangers_guesses_keep_nobody_from_signing_in_where_they_did_before(
+    client: Client, make: Factory
+) -> None:
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    account = await make.account(password_hash=hashed)
+    assert (await guess(client, account.email, PASSWORD))[0] == 200
+    database = client.services.database
+    await database.fetch("UPDATE session SET address = '192.0.2.9'")  # it was elsewhere
+    for _ in range(11):
+        last = await guess(client, account.email)
+    await database.fetch("UPDATE session SET address = '127.0.0.1'")
+
+    assert last[0] == 429
+    assert (await guess(client, account.email, PASSWORD))[0] == 200
+
+
+async def test_no_more_passwords_wait_to_be_hashed_than_the_bound() -> None:
+    hasher = PasswordHasher(4, threads=1)
+
+    answers = await asyncio.gather(
+        *(hasher.verify("password", None) for _ in range(MOST_HASHES_WAITING + 5)), return_exceptions=True
+    )
+
+    assert sum(isinstance(item, RateLimited) for item in answers) == 5
+    assert answers.count(False) == MOST_HASHES_WAITING
+    hasher.close()
+
+
+# Certificates
+
+
+async def test_codes_of_certificates_cannot_be_tried_out(settings: Settings) -> None:
+    async with serving(settings) as client:
+        for _ in range(30):
+            await client.data('{ certificateVerification(code: "0123456789") { number } }')
+            assert (await client.http.get("/verify/0123456789")).status_code == 404
+
+        page = await client.http.get("/verify/0123456789")
+        codes = await client.codes('{ certificateVerification(code: "0123456789") { number } }')
+
+    assert (page.status_code, codes) == (429, ["RATE_LIMITED"])
+    assert 0 < int(page.headers["retry-after"]) <= 60
