@@ -51,6 +51,8 @@ lock: .venv/python.stamp ## compile the locks, with hashes
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 		--custom-compile-command 'make lock' --extra demo --extra build --group dev -c requirements.lock \
 		pyproject.toml -o tests/requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
+		--custom-compile-command 'make lock' tests/external/requirements.in -o tests/external/requirements.lock
 
 clean: ## remove the environment, built assets and the demonstration's data
 	rm -rf .venv .data ekoyka/static $(EXPLORER)/node_modules

@@ -1,0 +1,14 @@
+"""What schemathesis sends for scalars that it does not know; loaded by it, where its tools are installed."""
+
+import schemathesis
+from hypothesis import strategies
+from schemathesis.graphql import nodes
+
+for _name, _plausible in {
+    "TimeZone": "Europe/Moscow",
+    "Phone": "+74950000000",
+    "Date": "2026-01-01",
+    "DateTime": "2026-01-01T00:00:00Z",
+}.items():
+    _values = strategies.one_of(strategies.just(_plausible), strategies.text(max_size=30))
+    schemathesis.graphql.scalar(_name, _values.map(nodes.String))
