@@ -32,7 +32,8 @@ async def served(database: Database, settings: Settings, make: Factory) -> Async
     bed, patient = await make.bed(place), await make.patient(place, family_name="Соловьёв")
     hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
     doctor = await make.account(doctor_of=(place,), password_hash=hashed)
-    async with running(settings) as (server,):
+    # Introspection before anybody has signed in is a demonstration's.
+    async with running(settings, EKOYKA_MODE="demo") as (server,):
         yield Served(
             server.url, doctor.email, gid("Dispensary", place), gid("Bed", bed), gid("Patient", patient)
         )

@@ -95,7 +95,7 @@ async def test_the_first_document_is_valid_and_shows_a_refusal_and_an_error(
         unknown = await seen.result(containing="errors")
         await seen.screenshot(tmp_path / "error.png")
 
-    assert refused == {"data": {"signIn": {"message": "The address or the password is wrong."}}}
+    assert refused["data"] == {"signIn": {"message": "The address or the password is wrong."}}
     assert unknown["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
 
 
