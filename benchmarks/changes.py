@@ -15,7 +15,7 @@ from statistics import median
 
 from benchmarks import checkins, load
 from benchmarks.servers import TOKEN_KEY, Server
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.feed import Feed, publishing
 from ekoyka.identity.credentials import Tokens
 from ekoyka.notices import PAUSE_S
@@ -74,7 +74,7 @@ def _telling(url: str, settings: Settings) -> Iterator[None]:
 
     async def tell() -> None:
         async with (
-            Database(url, settings) as database,
+            Database(url, settings, role=WARD_ROLE) as database,
             Feed(database) as feed,
         ):
             topics = [row["topic"] for row in await database.fetch("SELECT topic FROM feed_topic")]

@@ -37,7 +37,14 @@ from ekoyka.api.watching import Watching
 from ekoyka.certificates import downloads
 from ekoyka.certificates.operations import facts_of, keep_pdf
 from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
-from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
+from ekoyka.database import (
+    NETWORK,
+    SERVER_ROLE,
+    Database,
+    DatabaseUnavailable,
+    DatabaseUnfit,
+    Statement,
+)
 from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
@@ -78,7 +85,8 @@ def create_app(settings: Settings) -> Starlette:
     assert settings.database_url is not None, "the command line starts the embedded PostgreSQL first"
     keys = load_keys(settings)
     schema = _schema()
-    database = Database(settings.database_url.get_secret_value(), settings, on_statement=STATEMENTS.inc)
+    address = settings.database_url.get_secret_value()
+    database = Database(address, settings, role=SERVER_ROLE, on_statement=STATEMENTS.inc)
     listener = Feed(database)
     services = Services(
         settings=settings,
@@ -154,8 +162,9 @@ async def _prepare(app: Starlette, database: Database) -> None:
     pause = 0.2
     while True:
         try:
-            await database.check_fit()
-            await migrate.upgrade(database)
+            async with Database(database.url, database.settings, pooled=False) as owned:
+                await owned.check_fit()
+                await migrate.upgrade(owned)
         except (DatabaseUnavailable, DatabaseUnfit, DBAPIError, OSError) as error:
             reason = str(error) if isinstance(error, DatabaseUnfit) else "the database cannot be reached"
             if app.state.unfit != reason:
@@ -182,7 +191,7 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
 
 async def _lapse(database: Database) -> None:
     while True:
-        async with database.transaction() as session:
+        async with database.transaction(ward=NETWORK) as session:
             lapsed = await lapse_reservations(session)
         if lapsed:
             RESERVATIONS_LAPSED.inc(lapsed)
@@ -212,6 +221,9 @@ async def explore(request: Request) -> Response:
     )
 
 
+_PAPER = Statement("SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = :id")
+
+
 async def download(request: Request) -> Response:
     """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
     services: Services = request.app.state.services
@@ -224,15 +236,16 @@ async def download(request: Request) -> Response:
             SECURITY_HEADERS,
         )
     try:
-        rows = await services.database.fetch(
-            "SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = $1", key
-        )
-        if not rows:
+        # Whoever has the address was given it as one who may read the certificate.
+        async with services.database.transaction(ward=NETWORK) as session:
+            found = await _PAPER.rows(session, id=key)
+        if not found:
             return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, SECURITY_HEADERS)
-        pdf = rows[0]["pdf"]
+        [row] = found
+        pdf = row.pdf
         if pdf is None:
-            pdf = await services.renderer.render(facts_of(orjson.loads(rows[0]["facts"])))
-            async with services.database.transaction() as session:
+            pdf = await services.renderer.render(facts_of(orjson.loads(row.facts)))
+            async with services.database.transaction(ward=NETWORK) as session:
                 pdf = await keep_pdf(session, certificate_id=key, pdf=pdf)
     except Unprintable:
         return PlainTextResponse(
@@ -248,7 +261,7 @@ async def download(request: Request) -> Response:
             503,
             {**SECURITY_HEADERS, "retry-after": "3"},
         )
-    filename = f"certificate-{rows[0]['number']}-{rows[0]['year']}.pdf"
+    filename = f"certificate-{row.number}-{row.year}.pdf"
     return Response(
         pdf,
         200,
@@ -326,16 +339,19 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(answer, 200 if ready else 503)
 
 
+_BEDS = Statement(
+    f"SELECT {bed_status('b')} AS status, count(*) AS beds FROM bed b WHERE b.archived_at IS NULL GROUP BY 1"
+)
+
+
 async def metrics(request: Request) -> Response:
     """Prometheus' text form."""
     services: Services = request.app.state.services
     beds: dict[str, int] = {}
     with contextlib.suppress(DatabaseUnavailable):
         if request.app.state.prepared.is_set():
-            rows = await services.database.fetch(
-                f"SELECT {bed_status('b')} AS status, count(*) FROM bed b WHERE b.archived_at IS NULL GROUP BY 1"
-            )
-            beds = {row["status"]: row["count"] for row in rows}
+            async with services.database.transaction(ward=NETWORK) as session:
+                beds = {row.status: row.beds for row in await _BEDS.rows(session)}
     text = metrics_text(
         pools=services.database.pool_use,
         beds=beds,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ekoyka import explorer, migrate
-from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
+from ekoyka.database import WARD_ROLE, Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.identity.credentials import SettingsIncomplete, load_keys
 from ekoyka.settings import Mode, Settings
 
@@ -98,7 +98,8 @@ async def _database(database: Database) -> list[Finding]:
             )
         )
         if at_head:
-            findings += await _contents(database)
+            async with Database(database.url, database.settings, pooled=False, role=WARD_ROLE) as everything:
+                findings += await _contents(everything)
     except DatabaseUnfit as error:
         return [Finding(False, "The database is not fit.", str(error))]
     except DatabaseUnavailable:

@@ -23,7 +23,7 @@ from ekoyka.api.intake import Intake
 from ekoyka.api.outlets import DirectProtocol
 from ekoyka.api.schema import build_schema, sdl
 from ekoyka.checkup import checkup
-from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
+from ekoyka.database import WARD_ROLE, Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.errors import Refusal
 from ekoyka.identity.credentials import PasswordHasher, SettingsIncomplete, load_keys
 from ekoyka.identity.operations import create_admin
@@ -95,10 +95,11 @@ def _with_database(work: Callable[[Database], Awaitable[_Result]], *, migrated: 
     """Runs the work on the database of the environment, migrated first if need be."""
 
     async def run(settings: Settings) -> _Result:
-        async with Database(_address(settings), settings, pooled=False) as database:
-            await database.check_fit()
+        async with Database(_address(settings), settings, pooled=False) as owned:
+            await owned.check_fit()
             if migrated:
-                await migrate.upgrade(database)
+                await migrate.upgrade(owned)
+        async with Database(_address(settings), settings, pooled=False, role=WARD_ROLE) as database:
             return await work(database)
 
     with _plainly(), _database(Settings(), _say) as settings:

@@ -29,6 +29,16 @@ OLDEST_VERSION = 160000
 REFUSED_BY_CONSTRAINT = (IntegrityError, asyncpg.IntegrityConstraintViolationError)
 """What a constraint's refusal is raised as: by SQLAlchemy, and by a `Statement`; see `constraint_name`."""
 
+SERVER_ROLE, WARD_ROLE = "ekoyka_server", "ekoyka_ward"
+"""PostgreSQL's roles for the work of servers, neither of which owns anything. The first sees the clinical rows of
+the actor whom a statement names, and none without one; the second, whom a transaction takes on for an operation,
+sees all of them and writes those that the actor may (see the migration of row-level security)."""
+ACTOR = "ekoyka.actor"
+"""The setting that names the actor to PostgreSQL: account, ``on`` for a superadministrator, and the dispensaries
+in which they are a doctor and a dispatcher, as `identity.queries.named` puts it."""
+NETWORK = "|on||"
+"""The actor of what the software does by itself: lapses, imports, renderings."""
+
 CHANNEL = "ekoyka"
 """The channel of PostgreSQL's that committed changes are told on: a name and a number, a space between."""
 NOTICES = "notices"
@@ -169,11 +179,20 @@ class Database:
         settings: Settings,
         *,
         pooled: bool = True,
+        role: str | None = None,
         on_statement: Callable[[], None] = lambda: None,
     ) -> None:
+        """``role`` is PostgreSQL's, for all that is done; without one, the address's own login, which migrates.
+
+        As the ward's role it is the software's own work, over the whole network.
+        """
         self._on_statement = on_statement
         self.url = url
         self.settings = settings
+        self._as_role = {"role": role} if role else {}
+        if role == WARD_ROLE:
+            self._as_role[ACTOR] = NETWORK
+        self._takes_ward_role = role == SERVER_ROLE
         pool: dict[str, Any] = (
             {
                 "pool_size": settings.write_pool_size,
@@ -185,7 +204,7 @@ class Database:
         )
         self.engine: AsyncEngine = create_async_engine(
             driver_url(url),
-            connect_args=_connect_arguments(settings, "ekoyka write"),
+            connect_args=_connect_arguments(settings, "ekoyka write", **self._as_role),
             **pool,
         )
         # The transaction is `transaction`'s own: SQLAlchemy would begin it with its first statement, which
@@ -218,15 +237,19 @@ class Database:
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def transaction(self, *, provided: str | None = None) -> AsyncIterator[AsyncSession]:
+    async def transaction(
+        self, *, provided: str | None = None, ward: str | None = None
+    ) -> AsyncIterator[AsyncSession]:
         """A session in one transaction: committed when the block ends, rolled back when it raises.
+
+        ``ward`` names the actor of an operation on clinical rows (see `ACTOR`); without one there are none.
 
         What stands under `NOTICES` in the session's ``info``, numbers by name, is told on `CHANNEL` after that.
         ``provided`` is a SELECT without parameters that must find a row; it goes with the BEGIN, in one round
         trip. Raises `NotProvided`, and `DatabaseUnavailable` when the connection fails or none is free in time.
         """
         try:
-            session, driver, found = await self._begin(f"BEGIN; {provided}" if provided else "BEGIN")
+            session, driver, found = await self._begin(self._opening(provided, ward))
             try:
                 if found == "SELECT 0":
                     raise NotProvided
@@ -250,6 +273,14 @@ class Database:
             if _is_outage(error):
                 raise DatabaseUnavailable from error
             raise
+
+    def _opening(self, provided: str | None, ward: str | None) -> str:
+        opening = ["BEGIN"]
+        if ward is not None:
+            if self._takes_ward_role:
+                opening.append(f"SET LOCAL ROLE {WARD_ROLE}")
+            opening.append(f"SET LOCAL {ACTOR} = '{ward}'")
+        return "; ".join([*opening, provided] if provided else opening)
 
     async def _begin(self, opening: str) -> tuple[AsyncSession, _Driver, str]:
         """A session in a transaction, its connection, and what the last statement of the opening said.
@@ -304,7 +335,9 @@ class Database:
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         # What is written on these connections, a notification for one, need not outlive PostgreSQL.
-        return await connect(self.url, self.settings, "ekoyka read", synchronous_commit="off")
+        return await connect(
+            self.url, self.settings, "ekoyka read", synchronous_commit="off", **self._as_role
+        )
 
     async def _notify(self, notices: Mapping[str, int]) -> None:
         # Not counted: it belongs to no operation.

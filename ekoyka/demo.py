@@ -23,7 +23,7 @@ from sqlmodel import SQLModel
 
 from ekoyka import __version__
 from ekoyka.certificates.operations import issue
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, RoomSex, ServiceState
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
@@ -590,7 +590,8 @@ async def _main() -> None:
     assert settings.database_url is not None
     hasher = PasswordHasher(settings.password_hash_rounds)
     err = Console(stderr=True, highlight=False, soft_wrap=True)
-    async with Database(settings.database_url.get_secret_value(), settings, pooled=False) as database:
+    address = settings.database_url.get_secret_value()
+    async with Database(address, settings, pooled=False, role=WARD_ROLE) as database:
         accounts = await fill(
             database,
             hasher=hasher,

@@ -78,6 +78,7 @@ _FORGETFUL_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_w
 _BOOTSTRAP_SQL = f"""
 SELECT 'CREATE ROLE {ROLE} LOGIN CREATEDB'
  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ROLE}') \\gexec
+ALTER ROLE {ROLE} CREATEROLE;
 SELECT $$CREATE DATABASE {DATABASE} OWNER {ROLE} TEMPLATE template0 ENCODING 'UTF8'
          LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'$$
  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
@@ -120,7 +121,7 @@ class EmbeddedServer:
     _owner_lock: IO[str] = field(repr=False, compare=False)
 
     def url(self, database: str = DATABASE) -> str:
-        """The address for asyncpg; its role may create databases and is no superuser."""
+        """The address for asyncpg; its role may create databases and roles and is no superuser."""
         return f"postgresql://{ROLE}@/{quote(database)}?host={quote(str(self.socket_dir))}&port={self.port}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
 from sqlmodel import SQLModel
 
 import ekoyka.certificates.tables
@@ -19,7 +20,7 @@ import ekoyka.feed
 import ekoyka.identity.tables
 import ekoyka.inpatient.tables
 import ekoyka.rates  # noqa: F401 -- each import adds its tables to the metadata
-from ekoyka.database import Database
+from ekoyka.database import SERVER_ROLE, WARD_ROLE, Database, DatabaseUnfit
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -51,6 +52,55 @@ def head() -> str:
     return max(path.stem for path in (_folder() / "versions").glob("[0-9]*.py"))[:4]
 
 
+# The ward's role may do whatever a server's may. Roles belong to all databases of a PostgreSQL, so others may have
+# made them already, or make them right now.
+_ROLES = (
+    (SERVER_ROLE, f"CREATE ROLE {SERVER_ROLE} NOLOGIN"),
+    (WARD_ROLE, f"CREATE ROLE {WARD_ROLE} NOLOGIN IN ROLE {SERVER_ROLE}"),
+)
+
+
+def make_roles(connection: Connection) -> None:
+    """The roles are there that servers work as, and the connection's login may take them on.
+
+    Raises `DatabaseUnfit` where it may not make them.
+    """
+    for role, making in _ROLES:
+        connection.execute(
+            text(
+                f"""
+                DO $$ BEGIN
+                    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN {making}; END IF;
+                EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+                    WHEN insufficient_privilege THEN NULL;
+                END $$
+                """
+            )
+        )
+        present = text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role)")
+        taken = text("SELECT pg_has_role(:role, 'SET')")
+        if not connection.scalar(present, {"role": role}):
+            raise DatabaseUnfit(_roles_missing(connection))
+        if not connection.scalar(taken, {"role": role}):
+            # Without INHERIT: whoever migrates sees no patient either, unless as one of them.
+            granting = text(f"GRANT {role} TO CURRENT_USER WITH INHERIT FALSE, SET TRUE")
+            try:
+                connection.execute(granting)
+            except ProgrammingError:
+                connection.rollback()
+                raise DatabaseUnfit(_roles_missing(connection)) from None
+    connection.commit()
+
+
+def _roles_missing(connection: Connection) -> str:
+    login = connection.scalar(text("SELECT quote_ident(current_user)"))
+    made = "; ".join(making for _, making in _ROLES)
+    return (
+        "The database's login may not make the roles that EKoyka works as. Let an administrator of PostgreSQL do it: "
+        f"{made}; GRANT {SERVER_ROLE}, {WARD_ROLE} TO {login} WITH INHERIT FALSE, SET TRUE, ADMIN TRUE;"
+    )
+
+
 def _upgrade(connection: Connection, revision: str) -> None:
     from alembic import command
 
@@ -61,6 +111,7 @@ def _upgrade(connection: Connection, revision: str) -> None:
         # Migrations may take longer than a request's statement may.
         connection.execute(text("SET statement_timeout = 0"))
         connection.commit()
+        make_roles(connection)
         command.upgrade(_config(connection), revision)
         connection.commit()
     finally:
@@ -71,7 +122,10 @@ def _upgrade(connection: Connection, revision: str) -> None:
 
 
 async def upgrade(database: Database, revision: str = "head") -> None:
-    """The schema is at the revision. Waits for a migration that another process is running."""
+    """The schema is at the revision. Waits for a migration that another process is running.
+
+    The database is opened without a role of its own: its login is the schema's owner. Raises `DatabaseUnfit`.
+    """
     if revision == "head" and await at_head(database):
         return
     async with database.engine.connect() as connection:

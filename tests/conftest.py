@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from ekoyka import embedded, migrate
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.settings import Mode, Settings
 from tests.client import Client, serving
 from tests.factories import Factory
@@ -27,6 +27,15 @@ def pytest_configure(config: pytest.Config) -> None:
         server = embedded.start(Path(folder.name) / "data", durable=False)
         _server.append((server, folder))
         os.environ[ADDRESS] = server.url("postgres")
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        # Roles are all databases' own: made once, before the workers' databases are at once.
+        asyncio.run(_make_roles())
+
+
+async def _make_roles() -> None:
+    database = Database(os.environ[ADDRESS], Settings(), pooled=False)
+    async with database, database.engine.connect() as connection:
+        await connection.run_sync(migrate.make_roles)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -99,8 +108,15 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def database(database_url: str, settings: Settings) -> AsyncIterator[Database]:
-    """This test's database."""
-    async with Database(database_url, settings) as database:
+    """This test's database, all of it, as the software's own work sees it."""
+    async with Database(database_url, settings, role=WARD_ROLE) as database:
+        yield database
+
+
+@pytest.fixture
+async def owned(database_url: str, settings: Settings) -> AsyncIterator[Database]:
+    """This test's database for who owns its tables: to change what they are."""
+    async with Database(database_url, settings, pooled=False) as database:
         yield database
 
 

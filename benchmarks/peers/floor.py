@@ -42,7 +42,7 @@ _FOUND = """(SELECT * FROM patient WHERE search @@ $1::text::tsquery AND archive
     ORDER BY name_key, id LIMIT 21)"""
 _DISCHARGED = """(SELECT * FROM stay WHERE dispensary_id = $1 AND checked_out_at IS NOT NULL
     AND checked_out_at > $2 AND checked_in_at < $3
-    ORDER BY coalesce(checked_out_at, '9999-12-31 00:00:00+00'::timestamptz) DESC, id DESC LIMIT 51)"""
+    ORDER BY ended_at DESC, id DESC LIMIT 51)"""
 
 JSON = {
     "board": f"""

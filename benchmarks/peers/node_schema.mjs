@@ -202,7 +202,7 @@ export const resolvers = {
           "discharged",
           `SELECT * FROM stay WHERE dispensary_id = $1 AND (checked_out_at IS NULL) = $2
              AND checked_out_at > $3 AND checked_in_at < $4
-           ORDER BY coalesce(checked_out_at, '9999-12-31 00:00:00+00'::timestamptz) DESC, id DESC LIMIT $5`,
+           ORDER BY ended_at DESC, id DESC LIMIT $5`,
           [toKey(where.dispensaryId), where.open, where.from, where.until, first + 1],
         ),
         first,

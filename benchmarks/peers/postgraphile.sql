@@ -30,5 +30,5 @@ CREATE OR REPLACE FUNCTION discharged_stays(dispensary bigint, begins timestampt
 RETURNS SETOF stay LANGUAGE sql STABLE AS $$
     SELECT s.* FROM stay s WHERE s.dispensary_id = dispensary AND s.checked_out_at IS NOT NULL
         AND s.checked_out_at > begins AND s.checked_in_at < ends
-    ORDER BY coalesce(s.checked_out_at, '9999-12-31 00:00:00+00'::timestamptz) DESC, s.id DESC
+    ORDER BY s.ended_at DESC, s.id DESC
 $$;

@@ -422,7 +422,6 @@ class Query:
         self, info: Info, where: StayWhere, order_by: list[StayOrder], first: int = 20
     ) -> StayConnection:
         stay = inpatient.Stay
-        ended = func.coalesce(stay.checked_out_at, text("'9999-12-31 00:00:00+00'::timestamptz"))
         rows = await _loaders(info).all(
             select(stay)
             .where(
@@ -431,7 +430,7 @@ class Query:
                 col(stay.checked_out_at) > where.from_,
                 col(stay.checked_in_at) < where.until,
             )
-            .order_by(ended.desc(), col(stay.id).desc())
+            .order_by(col(stay.ended_at).desc(), col(stay.id).desc())
             .limit(first + 1)
         )
         return StayConnection.of(rows, first)

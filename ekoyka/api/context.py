@@ -17,7 +17,7 @@ from ekoyka.api.presentation import OutOfSight
 from ekoyka.api.watching import Watching
 from ekoyka.certificates.downloads import pads
 from ekoyka.certificates.render import Renderer
-from ekoyka.database import Database
+from ekoyka.database import ACTOR, Database
 from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
@@ -27,13 +27,14 @@ from ekoyka.graph.plan import OperationPlan, Planner, RootPlan
 from ekoyka.identity import limits
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
-from ekoyka.identity.queries import guard
+from ekoyka.identity.queries import guard, named
 from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
 from ekoyka.rates import attempt
 from ekoyka.settings import Settings
 
 _VALUES = {
+    "named": "text",
     "account": "bigint",
     "version": "int",
     "session": "bigint",
@@ -44,11 +45,18 @@ _VALUES = {
     "pad_in": "bytea",
     "pad_out": "bytea",
 }
-_ANONYMOUS = ActorShape(frozenset({ANONYMOUS}), _VALUES, None)
+
+
+def _walled(value: Callable[[str], str]) -> str:
+    """The actor is named to row-level security before any row is looked at."""
+    return f"set_config('{ACTOR}', {value('named')}, true) IS NOT NULL"
 
 
 def _guard(value: Callable[[str], str]) -> str:
     return guard(value("account"), value("version"))
+
+
+_ANONYMOUS = ActorShape(frozenset({ANONYMOUS}), _VALUES, wall=None, guard=None)
 
 
 def shape_of(actor: Actor | None) -> ActorShape:
@@ -58,7 +66,7 @@ def shape_of(actor: Actor | None) -> ActorShape:
 
 @cache
 def _shape(roles: frozenset[Role]) -> ActorShape:
-    return ActorShape(frozenset(role.value for role in roles), _VALUES, _guard)
+    return ActorShape(frozenset(role.value for role in roles), _VALUES, wall=_walled, guard=_guard)
 
 
 Payload = tuple[str, bytes]
@@ -140,6 +148,7 @@ class Run(ReadContext):
     def actor_values(self) -> Mapping[str, Any]:
         actor, services = self.actor, self.services
         return {
+            "named": named(actor) if actor else "",
             "account": actor.account_id if actor else None,
             "version": actor.auth_version if actor else None,
             "session": actor.session_id if actor else None,

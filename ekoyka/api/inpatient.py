@@ -18,7 +18,6 @@ from ekoyka.api.permissions import (
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
 from ekoyka.inpatient.queries import bed_options
-from ekoyka.inpatient.tables import ENDED_AT
 
 if TYPE_CHECKING:
     from ekoyka.api.certificates import Certificate
@@ -52,7 +51,7 @@ _SEARCH_TEXT = (
             pg="text::tsquery",
             description=_SEARCH_TEXT,
             decode=_words,
-            sql=lambda row, value: f"{row}.search @@ {value}",
+            sql=lambda row, value: f"{row}.id = ANY(ARRAY(SELECT patients_found({value})))",
             first=True,
         ),
         "birth_date": graph.Filter(
@@ -157,9 +156,7 @@ class Patient:
             pg="text::tsquery",
             description=_SEARCH_TEXT,
             decode=_words,
-            sql=lambda row, value: (
-                f"{row}.patient_id = ANY(ARRAY(SELECT f.id FROM patient f WHERE f.search @@ {value}))"
-            ),
+            sql=lambda row, value: f"{row}.patient_id = ANY(ARRAY(SELECT patients_found({value})))",
         ),
         "patient_birth_date": graph.Filter(
             type="Date | None",
@@ -181,7 +178,7 @@ class Patient:
             type="DateTime | None",
             pg="timestamptz",
             description="Only stays that had not ended before this instant.",
-            sql=lambda row, value: f"{ENDED_AT.format(row=f'{row}.')} > {value}",
+            sql=lambda row, value: f"{row}.ended_at > {value}",
         ),
         "until": graph.Filter(
             type="DateTime | None",
@@ -201,7 +198,7 @@ class Patient:
             sql=lambda row: f"{row}.checked_in_at", pg="timestamptz", description="When it began."
         ),
         "checked_out_at": graph.Order(
-            sql=lambda row: ENDED_AT.format(row=f"{row}."),
+            sql=lambda row: f"{row}.ended_at",
             pg="timestamptz",
             description="When it ended; open ones are the latest.",
         ),

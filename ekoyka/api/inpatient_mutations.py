@@ -16,6 +16,7 @@ from ekoyka.certificates import operations as certificates
 from ekoyka.certificates.operations import CertificateAnnulled, StayStillOpen, facts_of
 from ekoyka.certificates.render import RenderBusy, RenderFailed
 from ekoyka.certificates.tables import Certificate
+from ekoyka.database import NETWORK
 from ekoyka.facilities.operations import Archived
 from ekoyka.inpatient import corrections, patients, stays
 from ekoyka.inpatient.availability import (
@@ -287,7 +288,7 @@ async def _issue(run: Run, session: AsyncSession, stay_id: int, request: Certifi
             # The register is true all the same; the paper is made when it is asked for.
             log.warning("certificate_pdf_postponed")
             return
-        async with run.database.transaction() as later:
+        async with run.database.transaction(ward=NETWORK) as later:
             await certificates.keep_pdf(later, certificate_id=certificate.id, pdf=pdf)
 
     run.after_commit.append(make_pdf)

@@ -31,7 +31,7 @@ from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput, decode_as
 from ekoyka.identity import idempotency
 from ekoyka.identity.credentials import NotAuthenticated
-from ekoyka.identity.queries import confirmation
+from ekoyka.identity.queries import confirmation, named
 
 VERSION_TEXT = "The version that was read; a stale one is refused with the current row."
 KEY_TEXT = "Makes a repeated request harmless: the same key with the same input gives the first result again."
@@ -211,7 +211,8 @@ async def _in_transaction(
         try:
             run.after_commit.clear()
             async with run.database.transaction(
-                provided=confirmation(run.actor) if run.actor is not None else None
+                provided=confirmation(run.actor) if run.actor is not None else None,
+                ward=named(run.actor) if run.actor is not None else None,
             ) as session:
                 client_key = getattr(input, "idempotency_key", None)
                 made: int | Made | None = None

@@ -60,11 +60,13 @@ class ActorShape:
     """The part of an actor that changes a plan: the kinds of roles, and what must still hold of them.
 
     ``values`` are the names and PostgreSQL types of the values that scopes may refer to. ``guard`` is the
-    condition, made of those, under which an answer is given at all; None for whoever has not signed in.
+    condition, made of those, under which an answer is given at all; ``wall`` is another, always true, that must
+    be asked before any row is read. None for whoever has not signed in.
     """
 
     roles: frozenset[str]
     values: Mapping[str, str]
+    wall: Callable[[Callable[[str], str]], str] | None
     guard: Callable[[Callable[[str], str]], str] | None
 
 
@@ -186,8 +188,10 @@ class Compiler:
     def statement(self, expression: str, *, guarded: bool) -> Statement:
         """The finished statement around the text of JSON."""
         sql = f"convert_to({expression}, 'UTF8')"
-        if guarded and self.actor.guard is not None:
-            sql = f"CASE WHEN {self.actor.guard(self.actor_value)} THEN {sql} END"
+        conditions = (self.actor.wall, self.actor.guard if guarded else None)
+        if asked := [condition(self.actor_value) for condition in conditions if condition is not None]:
+            # What stands behind THEN is not begun before the conditions hold, the first of them first.
+            sql = f"CASE WHEN {' AND '.join(asked)} THEN {sql} END"
         sql = f"SELECT {sql}"
         # PostgreSQL refuses parameters that the text does not use; their values are still checked.
         used = sorted({int(number) for number in _PLACEHOLDER.findall(sql)})

@@ -15,6 +15,12 @@ def guard(account: str, version: str) -> str:
     )
 
 
+def named(actor: Actor) -> str:
+    """The actor as the database's row-level security is told of them (see `database.ACTOR`)."""
+    doctor, dispatcher = (",".join(map(str, sorted(of))) for of in (actor.doctor_of, actor.dispatcher_of))
+    return f"{actor.account_id}|{'on' if actor.superadmin else ''}|{doctor}|{dispatcher}"
+
+
 def account_topic(account_id: int) -> str:
     """The topic that tells when an account is blocked or its roles or password change."""
     return f"account:{account_id}"

@@ -80,8 +80,7 @@ def bed_status(bed: str) -> str:
 def patient_in_dispensaries(patient: str, ids: str) -> str:
     """SQL of whether a patient row is known in one of the dispensaries: registered, staying, or expected there."""
     return (
-        f"({patient}.dispensary_id = ANY({ids})"
-        f" OR EXISTS (SELECT FROM stay k WHERE k.patient_id = {patient}.id AND k.dispensary_id = ANY({ids}))"
+        f"({patient}.known_in && {ids}"
         f" OR EXISTS (SELECT FROM reservation k WHERE k.patient_id = {patient}.id"
         f" AND k.dispensary_id = ANY({ids}) AND k.ended_at IS NULL))"
     )

@@ -15,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, TSVECTOR, ExcludeConstraint
 from sqlmodel import Field, SQLModel
 
 from ekoyka.columns import (
@@ -69,10 +69,6 @@ _FOLDED_NAMES = folded(
     "coalesce(code_name, '') || coalesce(family_name, '') || ' ' || coalesce(given_name, '')"
     " || ' ' || coalesce(patronymic, '')"
 )
-
-
-# When a stay ended, for an order: open ones are the latest. An index keeps this very expression.
-ENDED_AT = "coalesce({row}checked_out_at, '9999-12-31 00:00:00+00'::timestamptz)"
 
 
 class PatientDetails(SQLModel):
@@ -149,6 +145,10 @@ class Patient(PatientDetails, table=True):
             nullable=False,
         ),
     )
+    # Where the patient is registered or has ever stayed; PostgreSQL sees to it.
+    known_in: list[int] = Field(
+        default=None, sa_column=Column(ARRAY(BigInteger), server_default=text("'{}'"), nullable=False)
+    )
     archived_at: datetime | None = instant(nullable=True)
     created_at: datetime = instant(now=True)
     version: int = 1
@@ -187,7 +187,7 @@ class Stay(StayPlan, table=True):
             postgresql_where=text("checked_out_at IS NULL"),
         ),
         Index("ix_stay_dispensary_id_checked_in_at", "dispensary_id", "checked_in_at", "id"),
-        Index("ix_stay_dispensary_id_ended_at", "dispensary_id", text(ENDED_AT.format(row="")), "id"),
+        Index("ix_stay_dispensary_id_ended_at", "dispensary_id", "ended_at", "id"),
         Index("ix_stay_checked_in_at", "checked_in_at", "id"),
         Index("uq_stay_source_key", "dispensary_id", "source_key", unique=True),
     )
@@ -196,6 +196,16 @@ class Stay(StayPlan, table=True):
     dispensary_id: int = reference("dispensary.id")
     checked_in_at: datetime = instant()
     checked_out_at: datetime | None = instant(nullable=True)
+    # For an order: open ones are the latest. A column, since PostgreSQL uses an index of an expression for rows
+    # behind a policy only where it knows that asking it tells nothing of the others.
+    ended_at: datetime = Field(
+        default=None,
+        sa_column=Column(
+            TIMESTAMP(timezone=True),
+            Computed("coalesce(checked_out_at, '9999-12-31 00:00:00+00'::timestamptz)", persisted=True),
+            nullable=False,
+        ),
+    )
     outcome: str | None = None
     attending_doctor_id: int | None = reference("account.id", nullable=True)
     # The key of the source it was imported from; repeating the import finds it again.

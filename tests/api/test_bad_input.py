@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ekoyka import embedded
+from ekoyka.database import Database
 from ekoyka.settings import Mode, Settings
 from tests.client import Client, gid
 from tests.factories import Factory
@@ -183,9 +184,11 @@ async def test_bad_requests_are_answered_in_json_without_a_500(client: Client) -
     assert answers["token"].json()["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
 
 
-async def test_what_went_wrong_unexpectedly_is_masked_and_never_shown(client: Client, make: Factory) -> None:
+async def test_what_went_wrong_unexpectedly_is_masked_and_never_shown(
+    client: Client, owned: Database, make: Factory
+) -> None:
     admin = await make.actor(superadmin=True)
-    await client.services.database.fetch("ALTER TABLE account RENAME COLUMN position TO secret_position")
+    await owned.fetch("ALTER TABLE account RENAME COLUMN position TO secret_position")
 
     with capture_logs() as logs:
         answer = await client.post("{ me { name position } }", admin)

@@ -29,7 +29,7 @@ CANARIES = {
 
 
 async def test_no_personal_data_in_logs_metrics_or_notifications(
-    database: Database, database_url: str, settings: Settings, make: Factory, tmp_path: Path
+    database: Database, owned: Database, database_url: str, settings: Settings, make: Factory, tmp_path: Path
 ) -> None:
     place = await make.dispensary()
     bed, doctor = await make.bed(place), await make.actor(doctor_of=(place,))
@@ -101,7 +101,7 @@ async def test_no_personal_data_in_logs_metrics_or_notifications(
             )
             [event] = await watcher.told("1", 1)
             # A statement that fails in PostgreSQL, with the canaries among its values.
-            await database.fetch(
+            await owned.fetch(
                 "ALTER TABLE patient ADD CONSTRAINT canary CHECK (family_name <> given_name || 'x')"
             )
             await ask(register, i={**details, "recordNumber": "3", "familyName": CANARIES["given"] + "x"})

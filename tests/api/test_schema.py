@@ -35,21 +35,19 @@ async def test_schema_graphql_is_the_schema(client: Client) -> None:
     assert (ROOT / "schema.graphql").read_text() == sdl(client.app.state.schema), "run `make schema`"
 
 
-async def test_tables_and_migrations_do_not_drift_apart(database: Database) -> None:
-    assert await migrate.drift(database) == []
+async def test_tables_and_migrations_do_not_drift_apart(owned: Database) -> None:
+    assert await migrate.drift(owned) == []
 
 
-async def test_the_migrations_go_down_and_up_again(database: Database) -> None:
-    await migrate.downgrade(database, "base")
-    left = await database.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    functions = await database.fetch(
-        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    )
-    await migrate.upgrade(database)
+async def test_the_migrations_go_down_and_up_again(owned: Database) -> None:
+    await migrate.downgrade(owned, "base")
+    left = await owned.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    functions = await owned.fetch("SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace")
+    await migrate.upgrade(owned)
 
     assert [row["tablename"] for row in left] == ["alembic_version"]
     assert functions == []
-    assert await migrate.at_head(database)
+    assert await migrate.at_head(owned)
 
 
 def test_the_readme_documents_every_setting_with_its_default() -> None:

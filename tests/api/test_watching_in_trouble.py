@@ -21,7 +21,7 @@ from tests.servers import Server, running
 
 
 async def test_a_read_that_fails_ends_its_subscriptions_by_name_and_they_may_begin_again(
-    database: Database, settings: Settings, make: Factory
+    database: Database, owned: Database, settings: Settings, make: Factory
 ) -> None:
     place = await make.dispensary()
     bed, doctor = await make.bed(place), await make.actor(doctor_of=(place,))
@@ -29,11 +29,11 @@ async def test_a_read_that_fails_ends_its_subscriptions_by_name_and_they_may_beg
         watchers = [
             await subscribed(stack, server, doctor, FEED, id=gid("Dispensary", place)) for _ in range(3)
         ]
-        await database.fetch("ALTER TABLE reservation RENAME TO hidden")
+        await owned.fetch("ALTER TABLE reservation RENAME TO hidden")
         await happen_blindly(database, place, bed)
         failed = [await watcher.next("1") for watcher in watchers]
         open_ = await counted(server, "subscriptions_open")
-        await database.fetch("ALTER TABLE hidden RENAME TO reservation")
+        await owned.fetch("ALTER TABLE hidden RENAME TO reservation")
         for watcher in watchers:
             await watcher.subscribe("1", FEED, id=gid("Dispensary", place))
             assert (await watcher.event("1"))["kind"] == "SNAPSHOT"

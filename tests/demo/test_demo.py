@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from ekoyka import demo
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.identity import operations, sessions
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
@@ -49,7 +49,7 @@ async def another(template: str, settings: Settings) -> AsyncIterator[Database]:
     name = f"test_{uuid4().hex[:12]}"
     await administer(f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
-        async with Database(address_of(name), settings) as database:
+        async with Database(address_of(name), settings, role=WARD_ROLE) as database:
             yield database
     finally:
         await administer(f"DROP DATABASE {name} WITH (FORCE)")

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.errors import Refusal
 from ekoyka.inpatient import reservations, stays
 from ekoyka.inpatient.availability import BedOccupied
@@ -18,7 +18,7 @@ BURST = 500
 
 async def deadlocks(url: str, settings: Settings) -> int:
     """How many PostgreSQL has counted in this database; connections that are closed have told theirs."""
-    async with Database(url, settings, pooled=False) as database:
+    async with Database(url, settings, pooled=False, role=WARD_ROLE) as database:
         counted: int = await database.fetch_value(
             "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         )
@@ -42,7 +42,10 @@ async def test_of_five_hundred_check_ins_into_one_bed_one_wins_and_none_fails(
     # As two processes would: pools of their own, far fewer connections than people.
     roomy = settings.model_copy(update={"write_pool_size": 30, "pool_timeout_s": 120.0})
 
-    async with Database(database_url, roomy) as one, Database(database_url, roomy) as other:
+    async with (
+        Database(database_url, roomy, role=WARD_ROLE) as one,
+        Database(database_url, roomy, role=WARD_ROLE) as other,
+    ):
         ends = await asyncio.gather(
             *(
                 answer(
