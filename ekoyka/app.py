@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from strawberry import Schema
 
 from ekoyka import explorer, feed, migrate, rates
 from ekoyka.api.accounts import Accounts
+from ekoyka.api.clients import address_of
 from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
 from ekoyka.api.oauth import SECURITY_HEADERS, revoke, token
@@ -48,10 +50,20 @@ from ekoyka.database import (
 from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
+from ekoyka.identity import access_log
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
+from ekoyka.identity.readings import Readings
+from ekoyka.identity.seals import SEAL_EVERY_S, Sealer
 from ekoyka.inpatient.queries import bed_status
 from ekoyka.inpatient.reservations import lapse_reservations
-from ekoyka.observability import RESERVATIONS_LAPSED, STATEMENTS, RequestLog, configure_logs, metrics_text
+from ekoyka.observability import (
+    RESERVATIONS_LAPSED,
+    STATEMENTS,
+    RequestLog,
+    configure_logs,
+    metrics_text,
+    request_id,
+)
 from ekoyka.settings import Mode, Settings
 
 log = structlog.get_logger(__name__)
@@ -87,7 +99,8 @@ def create_app(settings: Settings) -> Starlette:
     schema = _schema()
     address = settings.database_url.get_secret_value()
     database = Database(address, settings, role=SERVER_ROLE, on_statement=STATEMENTS.inc)
-    listener = Feed(database)
+    listener, readings = Feed(database), Readings(database)
+    sealer = Sealer(database, NETWORK)
     services = Services(
         settings=settings,
         database=database,
@@ -97,8 +110,9 @@ def create_app(settings: Settings) -> Starlette:
         download_keys=tuple(downloads.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
         feed=listener,
-        watching=Watching(database, listener, buffer_bytes=settings.feed_buffer_bytes),
+        watching=Watching(database, listener, readings, buffer_bytes=settings.feed_buffer_bytes),
         accounts=Accounts(database, listener),
+        readings=readings,
         documents=Documents(database),
     )
 
@@ -117,6 +131,7 @@ def create_app(settings: Settings) -> Starlette:
                     _every(3600, lambda: feed.prune(database, keep_s=settings.feed_retention_s)), name="prune"
                 ),
                 asyncio.create_task(_every(600, lambda: rates.sweep(database)), name="sweep"),
+                asyncio.create_task(_every(SEAL_EVERY_S, lambda: sealer.turn(time.monotonic())), name="seal"),
             ]
             try:
                 yield
@@ -221,7 +236,15 @@ async def explore(request: Request) -> Response:
     )
 
 
-_PAPER = Statement("SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = :id")
+_PAPER = Statement(
+    f"""
+    WITH paper AS (
+        SELECT c.id, s.patient_id, c.dispensary_id, c.pdf, c.number, c.year, c.facts
+        FROM certificate c JOIN stay s ON s.id = c.stay_id WHERE c.id = :id
+    ), logged AS ({access_log.entry("certificate_download", "Certificate", "paper")})
+    SELECT pdf, number, year, facts::text AS facts FROM paper
+    """
+)
 
 
 async def download(request: Request) -> Response:
@@ -238,7 +261,14 @@ async def download(request: Request) -> Response:
     try:
         # Whoever has the address was given it as one who may read the certificate.
         async with services.database.transaction(ward=NETWORK) as session:
-            found = await _PAPER.rows(session, id=key)
+            found = await _PAPER.rows(
+                session,
+                id=key,
+                account=None,
+                role=None,
+                request=request_id.get(),
+                address=address_of(request),
+            )
         if not found:
             return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, SECURITY_HEADERS)
         [row] = found

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from ekoyka import explorer, migrate
 from ekoyka.database import WARD_ROLE, Database, DatabaseUnavailable, DatabaseUnfit
+from ekoyka.identity import seals
 from ekoyka.identity.credentials import SettingsIncomplete, load_keys
 from ekoyka.settings import Mode, Settings
 
@@ -126,8 +127,9 @@ async def _contents(database: Database) -> list[Finding]:
         "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
     )
     settings = database.settings
-    wanted = settings.workers * (settings.read_pool_size + settings.write_pool_size + 1)
+    wanted = settings.workers * (settings.read_pool_size + settings.write_pool_size + 2)
     return [
+        _access_log(await seals.inspect(database)),
         Finding(
             admins > 0,
             f"Superadministrators who can sign in: {admins}.",
@@ -144,6 +146,24 @@ async def _contents(database: Database) -> list[Finding]:
             "Lower EKOYKA_WORKERS, EKOYKA_READ_POOL_SIZE or EKOYKA_WRITE_POOL_SIZE, or raise max_connections.",
         ),
     ]
+
+
+def _access_log(found: seals.Verdict) -> Finding:
+    wrong = [
+        *(f"seal {number} does not fit its entries" for number in found.broken_seals),
+        *([f"{found.missing_seals} seals are missing"] if found.missing_seals else []),
+        *([f"{found.unsealed} entries were never sealed"] if found.unsealed else []),
+        *([f"{found.altered_sets} sets of patients were altered"] if found.altered_sets else []),
+    ]
+    last = f"; the last seal is {found.last.number}, {found.last.digest}" if found.last else ""
+    return Finding(
+        found.whole,
+        f"The access log is whole{last}."
+        if found.whole
+        else f"The access log is not whole: {', '.join(wrong)}.",
+        "Somebody has changed what may only be added to: see who can sign in to PostgreSQL as the tables' owner, and "
+        "compare with a backup. Seals are also told in the server's log (access_log_sealed).",
+    )
 
 
 def _server(settings: Settings) -> Finding:

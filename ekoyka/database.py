@@ -215,6 +215,8 @@ class Database:
             info={"count": self._count},
         )
         self._readers = Readers(self._connect, settings.read_pool_size, settings.pool_timeout_s)
+        # What answers wait for does not wait in line with other reads.
+        self._recorder = Readers(self._connect, 1, settings.pool_timeout_s)
         self.notices = Notices(self._notify)
         self.statements = 0
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count)
@@ -234,6 +236,7 @@ class Database:
         """Both pools are closed; statements under way get a moment to end, and notices to be sent."""
         await self.notices.close(1)
         await self._readers.close(5)
+        await self._recorder.close(1)
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -314,6 +317,16 @@ class Database:
         """The rows of a read that is one statement. Raises `DatabaseUnavailable` as `transaction` does."""
         rows: list[asyncpg.Record] = await self._read("fetch", sql, arguments)
         return rows
+
+    async def write_down(self, sql: str, *arguments: Any) -> None:
+        """What was read is written down, on a connection of its own; it belongs to no single operation.
+
+        Raises `DatabaseUnavailable`.
+        """
+        try:
+            await self._recorder.read("execute", sql, arguments)
+        except (*_GONE, TimeoutError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnavailable from error
 
     async def _read(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
         self._count()

@@ -13,6 +13,7 @@ from ekoyka.api.outlets import Outlet
 from ekoyka.database import Database, DatabaseUnavailable
 from ekoyka.feed import Feed, Ring
 from ekoyka.identity.queries import account_topic, guard
+from ekoyka.identity.readings import Reader
 
 Account = tuple[int, int]
 """An account's id and ``auth_version``, as a token named them."""
@@ -29,6 +30,10 @@ class Socket(Protocol):
     @property
     def account(self) -> Account:
         """Who has signed in on it."""
+
+    @property
+    def reader(self) -> Reader:
+        """They, for the access log."""
 
     def fail(self, operation_id: str, errors: list[dict[str, Any]]) -> None:
         """The operation has ended with these errors."""

@@ -27,6 +27,8 @@ def _number(row: str) -> str:
     table="certificate",
     node=True,
     scope=clinicians_and_patient(_STAY_PATIENT),
+    person=lambda row, names: _STAY_PATIENT.format(row=row),
+    person_by="stay",
     description="A certificate of a stay (справка о нахождении на стационарном лечении).",
     where={
         "dispensary_id": graph.Filter(
@@ -105,6 +107,7 @@ class CertificateDuplicate:
 
 @graph.type_(
     table="certificate",
+    person=lambda row, names: f"{row}.patient_id",
     description="What anybody who holds a certificate may check; tells no name and no diagnosis.",
 )
 class CertificateVerification:

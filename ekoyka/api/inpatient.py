@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ekoyka.api.access import about
 from ekoyka.api.enums import BedObstacle, Outcome, ReservationOutcome, Sex
 from ekoyka.api.facilities import ARCHIVED
 from ekoyka.api.permissions import (
@@ -20,6 +21,7 @@ from ekoyka.graph.ids import BadInput
 from ekoyka.inpatient.queries import bed_options
 
 if TYPE_CHECKING:
+    from ekoyka.api.access import AccessEntry
     from ekoyka.api.certificates import Certificate
     from ekoyka.api.facilities import Bed, Dispensary
     from ekoyka.api.identity import Practitioner
@@ -44,6 +46,7 @@ _SEARCH_TEXT = (
     table="patient",
     node=True,
     scope=PATIENTS,
+    person=lambda row, names: f"{row}.id",
     description="A patient (пациент).",
     where={
         "search": graph.Filter(
@@ -117,12 +120,18 @@ class Patient:
         "The stay that is open now, where the actor may know of it.",
     )
     stays: graph.Connection[Stay] = graph.many("patient_id", "Stays that the actor may know of.")
+    access_entries: graph.Connection[AccessEntry] = graph.many(
+        lambda row, child, names: about(child, f"{row}.id"),
+        "Who has read or changed this record: for the patient and for superadministrators.",
+    )
 
 
 @graph.type_(
     table="stay",
     node=True,
     scope=clinicians_and_patient("{row}.patient_id"),
+    person=lambda row, names: f"{row}.patient_id",
+    person_by="patient",
     description="A stay (госпитализация; FHIR Encounter of class inpatient).",
     where={
         "open": graph.Filter(
@@ -280,6 +289,8 @@ def bed_days(row: str) -> str:
     table="bed_assignment",
     node=True,
     scope=clinicians_and_patient("(SELECT y.patient_id FROM stay y WHERE y.id = {row}.stay_id)"),
+    person=lambda row, names: f"SELECT y.patient_id FROM stay y WHERE y.id = {row}.stay_id",
+    person_by="stay",
     description="Which bed a stay occupied during which time.",
     orders={
         "started_at": graph.Order(
@@ -369,7 +380,7 @@ class StayRevision:
     )
 
 
-@graph.type_(description="A bed as seen for one patient.")
+@graph.type_(description="A bed as seen for one patient.", person=lambda row, names: f"{row}.patient_id")
 class BedOption:
     """A bed and what stands against it."""
 

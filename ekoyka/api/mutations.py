@@ -149,6 +149,10 @@ def mutation(
             return await answer(run, response_key, input)
 
         async def answer(run: Run, response_key: str, input: Any) -> Payload:
+            type_name, marked = await attempt(run, response_key, input)
+            return type_name, await run.noted(name, marked)
+
+        async def attempt(run: Run, response_key: str, input: Any) -> Payload:
             try:
                 _refuse_unwritable(input, ("input",))
                 if not transaction:

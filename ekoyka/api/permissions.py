@@ -91,3 +91,15 @@ ACCOUNTS: Final[Scope] = {
     Role.SUPERADMIN: everywhere,
     Role.USER: lambda row, names: f"{row}.id = {names.actor('account')}",
 }
+
+
+def _about_own(row: str, names: Names) -> str:
+    own = f"ARRAY(SELECT own.id FROM patient own WHERE own.account_id = {names.actor('account')})"
+    return (
+        f"({row}.patient_id = ANY({own}) OR {row}.patients = ANY(ARRAY("
+        f"SELECT q.digest FROM access_set q WHERE q.patients && {own})))"
+    )
+
+
+# A patient is told who has read their record; a doctor, not who else has.
+ACCESS: Final[Scope] = {Role.SUPERADMIN: everywhere, Role.USER: _about_own}

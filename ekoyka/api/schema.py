@@ -11,6 +11,7 @@ from strawberry.types import ExecutionContext
 
 # Each import declares its part of the graph.
 from ekoyka.api import (
+    access,
     certificates,
     facilities,
     facility_mutations,
@@ -40,7 +41,7 @@ DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, ref
 
 
 @graph.query
-class Query(facilities.Queries, inpatient.Queries, identity.Queries, certificates.Queries):
+class Query(facilities.Queries, inpatient.Queries, identity.Queries, certificates.Queries, access.Queries):
     """The query type."""
 
     node: Node | None = graph.any_node(

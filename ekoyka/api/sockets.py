@@ -31,6 +31,7 @@ from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
 )
 
 from ekoyka.api.accounts import Account, dismiss
+from ekoyka.api.clients import address_of
 from ekoyka.api.context import Run
 from ekoyka.api.endpoint import bearer, language_of, without_names
 from ekoyka.api.outlets import outlet_of, text_frame
@@ -41,6 +42,7 @@ from ekoyka.api.watching import AccountChanged, Member, errors_of
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.plan import PlanError
 from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.identity.readings import Reader, reader_of
 from ekoyka.observability import request_id
 
 if TYPE_CHECKING:
@@ -96,6 +98,12 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         actor = self.context.known_actor
         return actor.account_id, actor.auth_version
 
+    @property
+    def reader(self) -> Reader:
+        """They, for the access log; by the request that opened the socket."""
+        actor = self.context.known_actor
+        return reader_of(actor, request_id=actor.request_id, address=actor.address)
+
     # Messages
 
     async def handle_connection_init(self, message: Any) -> None:
@@ -108,7 +116,9 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
                 await self.websocket.close(_TOKEN_ENDED, "The access token is not good (any more).")
                 return
             if token is not None:
-                self.context.actor = replace(token.actor, request_id=request_id.get())
+                self.context.actor = replace(
+                    token.actor, request_id=request_id.get(), address=address_of(self.context.connection)
+                )
                 self.context.services.accounts.add(self)
                 self._expires_at_s = token.expires_at_s
                 self._expire()

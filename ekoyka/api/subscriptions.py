@@ -169,7 +169,7 @@ async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, A
             actor, plan.variables, {"bed_id": None, **followed.values, "since": since, "upto": upto}
         )
 
-    return Asked(Question(followed.topic, key, statement.sql, bind), after)
+    return Asked(Question(followed.topic, root.name, key, statement.sql, bind), after)
 
 
 def _after(value: str | None, topic: str) -> int | None:

@@ -26,7 +26,9 @@ from ekoyka.api.outlets import text_frame
 from ekoyka.api.presentation import OutOfSight, present
 from ekoyka.database import Database, DatabaseUnavailable
 from ekoyka.feed import BATCH, Feed
+from ekoyka.graph.text import unmarked
 from ekoyka.identity.queries import guard
+from ekoyka.identity.readings import Readings
 from ekoyka.observability import FEED_DROPPED, FEED_FRAMES, FEED_LAG, FEED_READS, SUBSCRIPTIONS
 
 log = structlog.get_logger(__name__)
@@ -46,6 +48,7 @@ class Question:
     """What a subscription asks: SQL, and its parameters for the changes after one cursor and up to another."""
 
     topic: str
+    field: str
     response_key: str
     sql: str
     bind: Callable[[int | None, int | None], list[Any]]
@@ -59,12 +62,13 @@ class Question:
 class Reading:
     """One event as it was read: the JSON of the root field, and what the server needs to know of it.
 
-    ``since`` is None for a snapshot. ``passed`` is the number of the topic's events up to the cursor, ``told``
-    of those that the event tells of, ``lag_s`` the age of the oldest. ``gone`` are the accounts that must not
-    be told.
+    ``patients`` are those whose records it holds, by their keys. ``since`` is None for a snapshot. ``passed`` is
+    the number of the topic's events up to the cursor, ``told`` of those that the event tells of, ``lag_s`` the
+    age of the oldest. ``gone`` are the accounts that must not be told.
     """
 
     data: bytes
+    patients: list[bytes]
     since: int | None
     cursor: int
     passed: int
@@ -115,14 +119,14 @@ async def read_event(
         [account for account, _ in asking],
         [version for _, version in asking],
     )
-    answer: bytes = row[0]
+    answer, patients = unmarked(row[0])
     gone = frozenset(asking[place - 1] for place in row["gone"])
     if answer == b"null":
         raise OutOfSight
     # The payload begins with the type's marker: {"#":[…],"kind":…
     marker, _, rest = answer.removeprefix(b'{"#":').partition(b"]")
     cursor, passed, told, lag_s = orjson.loads(marker + b"]")
-    return Reading(b"{" + rest.removeprefix(b","), since, cursor, passed, told, lag_s, gone)
+    return Reading(b"{" + rest.removeprefix(b","), patients, since, cursor, passed, told, lag_s, gone)
 
 
 def errors_of(error: Exception) -> list[dict[str, Any]]:
@@ -202,7 +206,7 @@ class Group:
             while True:
                 cuts = self._cuts
                 if after is None or not await self._catch_up(member, after):
-                    self._tell(member, await self._present_state(member.account))
+                    await self._tell(member, await self._present_state(member.account))
                 if cuts == self._cuts:
                     break
                 after = member.cursor  # what was published during the cut may have gone unheard
@@ -225,7 +229,7 @@ class Group:
             reading = _permitted(reading, member.account)
             if not reading.whole:
                 return False
-            self._tell(member, reading)
+            await self._tell(member, reading)
             if reading.passed < BATCH:
                 return True
             while member.socket.outlet.backlog() > self._watching.buffer_bytes // 2:  # noqa: ASYNC110 -- a transport tells nobody
@@ -338,8 +342,17 @@ class Group:
 
     # Sending
 
-    def _tell(self, member: Member, reading: Reading) -> None:
+    async def _note(self, members: Iterable[Member], reading: Reading) -> None:
+        """It stands in the access log that the members are shown whose records it holds; each account once."""
+        if reading.patients and reading.tells:
+            readers = {member.account: member.socket.reader for member in members}
+            for account in reading.gone:
+                readers.pop(account, None)
+            await self._watching.readings.note(self._question.field, reading.patients, readers.values())
+
+    async def _tell(self, member: Member, reading: Reading) -> None:
         """A member who is joining is told what was read for it."""
+        await self._note((member,), reading)
         member.cursor = reading.cursor
         if reading.tells:
             FEED_FRAMES.inc()
@@ -350,6 +363,7 @@ class Group:
 
     async def _send(self, members: list[Member], reading: Reading) -> None:
         """The members are told, a few hundred at a time; those who left meanwhile are not."""
+        await self._note(members, reading)
         cursor, gone, tells = reading.cursor, reading.gone, reading.tells
         body, frames, here, sent = self._body(reading), dict[str, bytes](), self._members, 0
         for number, member in enumerate(members, 1):
@@ -387,9 +401,10 @@ class Group:
 class Watching:
     """One process's groups."""
 
-    def __init__(self, database: Database, feed: Feed, *, buffer_bytes: int) -> None:
+    def __init__(self, database: Database, feed: Feed, readings: Readings, *, buffer_bytes: int) -> None:
         self.database = database
         self.feed = feed
+        self.readings = readings
         self.buffer_bytes = buffer_bytes
         self._groups: dict[tuple[str, ...], Group] = {}
 

@@ -40,6 +40,7 @@ from ekoyka.graph.model import (
 from ekoyka.graph.pages import choose_page, every
 from ekoyka.graph.selections import Selections, Selector, sets_of
 from ekoyka.graph.text import list_text, name_text, object_text, quoted, value_text
+from ekoyka.graph.text import marked as marked_text
 from ekoyka.graph.values import at_path, ready
 
 _OTHER_WAY = {"ASC": "DESC", "DESC": "ASC"}
@@ -61,12 +62,13 @@ class ActorShape:
 
     ``values`` are the names and PostgreSQL types of the values that scopes may refer to. ``guard`` is the
     condition, made of those, under which an answer is given at all; ``wall`` is another, always true, that must
-    be asked before any row is read. None for whoever has not signed in.
+    be asked before any row is read, and is told which of the values the statement refers to. None for whoever
+    has not signed in.
     """
 
     roles: frozenset[str]
     values: Mapping[str, str]
-    wall: Callable[[Callable[[str], str]], str] | None
+    wall: Callable[[Callable[[str], str], frozenset[str]], str] | None
     guard: Callable[[Callable[[str], str]], str] | None
 
 
@@ -188,10 +190,15 @@ class Compiler:
     def statement(self, expression: str, *, guarded: bool) -> Statement:
         """The finished statement around the text of JSON."""
         sql = f"convert_to({expression}, 'UTF8')"
-        conditions = (self.actor.wall, self.actor.guard if guarded else None)
-        if asked := [condition(self.actor_value) for condition in conditions if condition is not None]:
+        conditions = []
+        if guarded and self.actor.guard is not None:
+            conditions.append(self.actor.guard(self.actor_value))
+        if self.actor.wall is not None:
+            asked = frozenset(name for name in self.actor.values if ("actor", name) in self._known)
+            conditions.insert(0, self.actor.wall(self.actor_value, asked))
+        if conditions:
             # What stands behind THEN is not begun before the conditions hold, the first of them first.
-            sql = f"CASE WHEN {' AND '.join(asked)} THEN {sql} END"
+            sql = f"CASE WHEN {' AND '.join(conditions)} THEN {sql} END"
         sql = f"SELECT {sql}"
         # PostgreSQL refuses parameters that the text does not use; their values are still checked.
         used = sorted({int(number) for number in _PLACEHOLDER.findall(sql)})
@@ -277,7 +284,8 @@ class Compiler:
         parts = [("", name_text(decl.name))] if marked else []
         if decl.marker is not None:
             parts.append(("#", f"({decl.marker(row, _Names(self))})::text"))
-        for response_key, nodes in self.select.collect(decl.name, sets).items():
+        selected = self.select.collect(decl.name, sets)
+        for response_key, nodes in selected.items():
             name = nodes[0].name.value
             if name == "__typename":
                 parts.append((response_key, name_text(decl.name)))
@@ -289,7 +297,9 @@ class Compiler:
             if allowed != "true":
                 value = f"CASE WHEN {allowed} THEN {value} ELSE 'null' END"
             parts.append((response_key, value))
-        return object_text(parts)
+        text = object_text(parts)
+        told = any(nodes[0].name.value == decl.person_by for nodes in selected.values())
+        return text if decl.person is None or told else marked_text(decl.person(row, _Names(self)), text)
 
     def _allowed(
         self, decl: TypeDecl, item: FieldDecl, row: str, path: tuple[str, ...], node: FieldNode
@@ -447,7 +457,9 @@ class Compiler:
                 )
             if name == "pageInfo":
                 return sub(self.select.collect("PageInfo", sets_of(nodes)), "PageInfo", info, here)
-            return f"(SELECT count(*) FROM {page.source} {row} WHERE {page.every})::text"
+            count = f"(SELECT count(*) FROM {page.source} {row} WHERE {page.every})::text"
+            # To count persons is to look for them, whoever they are.
+            return count if decl.person is None else marked_text("NULL", count)
 
         body = sub(fields, f"{decl.name}Connection", parts, path)
         if asked.isdisjoint({"edges", "pageInfo"}):

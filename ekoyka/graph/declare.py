@@ -214,13 +214,16 @@ def type_(
     node: bool = False,
     interfaces: tuple[type, ...] = (),
     marker: RowSql | None = None,
+    person: RowSql | None = None,
+    person_by: str | None = None,
 ) -> Callable[[_Declared], _Declared]:
     """The class is a GraphQL object type over a table, or over a SELECT that its parent gives.
 
     A ``node`` has an id, stands in `node(id)` and gets a connection; ``scope`` says which rows each role
     sees. ``columns`` (name -> PostgreSQL type) make a type of values handed over when the statement runs,
     such as a refusal's. ``marker`` is a value that its payloads bear for the server under the key ``#``,
-    which no client sees.
+    which no client sees. ``person`` says whose record a row is, for the access log; ``person_by`` names the field
+    that leads to a row which says so itself.
     """
 
     def declare(cls: _Declared) -> _Declared:
@@ -246,6 +249,8 @@ def type_(
             default_order=default_order,
             node=node,
             marker=marker,
+            person=person,
+            person_by=person_by,
         )
         TYPES[decl.name] = decl
         bases = (*((Node,) if node else ()), *interfaces)

@@ -137,7 +137,8 @@ class AbstractDecl(FieldDecl):
 @dataclass(kw_only=True)
 class TypeDecl:
     """A declared type. ``scope`` maps each role that may see the type to the condition on its rows;
-    None: a value type, there wherever its parent is."""
+    None: a value type, there wherever its parent is. ``person`` is the key of the person whose record a row
+    belongs to; where the field ``person_by`` is selected, that one's row tells it."""
 
     name: str
     source: str | None
@@ -149,6 +150,8 @@ class TypeDecl:
     default_order: tuple[tuple[str, str], ...] = ()
     node: bool = False
     marker: RowSql | None = None
+    person: RowSql | None = None
+    person_by: str | None = None
 
 
 TYPES: dict[str, TypeDecl] = {}

@@ -4,6 +4,9 @@ from collections.abc import Iterable
 
 from graphql import GraphQLEnumType, GraphQLField, GraphQLScalarType, get_nullable_type
 
+# Stands before and behind the number of whoever's record follows; in JSON it can only stand escaped.
+MARK = b"\x1e"
+_MARK_TEXT = f"'{MARK.decode()}'"
 _AS_THEY_ARE = frozenset({"Int", "Boolean"})
 
 
@@ -48,3 +51,14 @@ def joined(*texts: str) -> str:
         meet = whole.endswith("'") and text.startswith("'")
         whole = whole[:-1] + text[1:] if meet else f"{whole} || {text}"
     return whole
+
+
+def marked(number: str, text: str) -> str:
+    """The text, with a number before it that the server takes out again (see `unmarked`)."""
+    return joined(_MARK_TEXT, f"coalesce(({number})::text, '')", _MARK_TEXT, text)
+
+
+def unmarked(answer: bytes) -> tuple[bytes, list[bytes]]:
+    """The answer as clients see it, and the numbers that stood in it; empty ones where there was none."""
+    parts = answer.split(MARK)
+    return b"".join(parts[::2]), parts[1::2]

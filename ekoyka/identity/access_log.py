@@ -1,4 +1,4 @@
-"""The access log: one entry for every change of a person's record, written with the change."""
+"""The access log's entries of changes, written with the change; those of reads are `readings`' business."""
 
 from typing import Any
 
@@ -23,6 +23,7 @@ def record(
     session.add(
         AccessEntry(
             account_id=actor.account_id,
+            role=actor.acting_as.value,
             action=action,
             patient_id=patient_id,
             dispensary_id=dispensary_id,
@@ -30,6 +31,7 @@ def record(
             object_id=object_id,
             reason=reason,
             request_id=actor.request_id,
+            address=actor.address,
         )
     )
 
@@ -38,12 +40,17 @@ def entry(action: str, object_type: str, row: str) -> str:
     """SQL that writes the entry of a change of a CTE's row (id, patient_id, dispensary_id); see `bound`."""
     return (
         "INSERT INTO access_entry "
-        "(account_id, action, patient_id, dispensary_id, object_type, object_id, request_id) "
-        f"SELECT CAST(:account AS bigint), '{action}', patient_id, dispensary_id, '{object_type}', id, "
-        f"CAST(:request AS text) FROM {row}"
+        "(account_id, role, action, patient_id, dispensary_id, object_type, object_id, request_id, address) "
+        f"SELECT CAST(:account AS bigint), CAST(:role AS text), '{action}', patient_id, dispensary_id, "
+        f"'{object_type}', id, CAST(:request AS text), CAST(:address AS text) FROM {row}"
     )
 
 
 def bound(actor: Actor) -> dict[str, Any]:
     """The parameters of `entry`."""
-    return {"account": actor.account_id, "request": actor.request_id}
+    return {
+        "account": actor.account_id,
+        "role": actor.acting_as.value,
+        "request": actor.request_id,
+        "address": actor.address,
+    }

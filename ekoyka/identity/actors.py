@@ -17,6 +17,8 @@ class Actor:
     doctor_of: frozenset[int] = frozenset()
     dispatcher_of: frozenset[int] = frozenset()
     request_id: str | None = None
+    # Where the request comes from.
+    address: str | None = None
     # Of the sign-in that the token comes from.
     session_id: int | None = field(default=None, compare=False)
 
@@ -24,6 +26,17 @@ class Actor:
     def roles(self) -> frozenset[Role]:
         """The kinds of roles held anywhere; what may be seen where is the row scopes' business."""
         return _roles(self.superadmin, bool(self.doctor_of), bool(self.dispatcher_of))
+
+    @property
+    def acting_as(self) -> Role:
+        """The widest of their roles."""
+        return next(role for role in Role if role in self.roles)
+
+    @property
+    def place(self) -> int | None:
+        """The dispensary they work in, where it is one."""
+        places = self.doctor_of | self.dispatcher_of
+        return next(iter(places)) if len(places) == 1 and not self.superadmin else None
 
     def works_in(self, dispensary_id: int, roles: Iterable[Role]) -> bool:
         """Whether the actor holds one of the roles over this dispensary."""

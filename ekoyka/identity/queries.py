@@ -17,8 +17,13 @@ def guard(account: str, version: str) -> str:
 
 def named(actor: Actor) -> str:
     """The actor as the database's row-level security is told of them (see `database.ACTOR`)."""
+    return f"{actor.account_id}{placed(actor)}"
+
+
+def placed(actor: Actor) -> str:
+    """As `named`, without saying who it is: what is their own is not there."""
     doctor, dispatcher = (",".join(map(str, sorted(of))) for of in (actor.doctor_of, actor.dispatcher_of))
-    return f"{actor.account_id}|{'on' if actor.superadmin else ''}|{doctor}|{dispatcher}"
+    return f"|{'on' if actor.superadmin else ''}|{doctor}|{dispatcher}"
 
 
 def account_topic(account_id: int) -> str:

@@ -2,10 +2,11 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import StringConstraints
-from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, text
+from sqlalchemy.dialects.postgresql import ARRAY, INT8MULTIRANGE
 from sqlmodel import Field, SQLModel
 
 from ekoyka.columns import Title, identity, instant, reference
@@ -117,20 +118,62 @@ class RefreshToken(SQLModel, table=True):
 
 
 class AccessEntry(SQLModel, table=True):
-    """One change of a person's record: who, what, when, why."""
+    """One read or change of a person's record, or of several in one: who, what, when, from where, why.
+
+    It refers to other rows by number alone: evidence neither waits for them nor keeps them. Whom a read was
+    about is one patient, a set of them, or nobody where none was found.
+    """
 
     __tablename__ = "access_entry"
-    __table_args__ = (Index("ix_access_entry_patient_id", "patient_id", "at"),)
+    __table_args__ = (
+        Index(
+            "ix_access_entry_patient_id",
+            "patient_id",
+            "at",
+            "id",
+            postgresql_where=text("patient_id IS NOT NULL"),
+        ),
+        Index("ix_access_entry_patients", "patients", postgresql_where=text("patients IS NOT NULL")),
+        Index("ix_access_entry_account_id", "account_id", "at", "id"),
+        Index("ix_access_entry_at", "at", "id"),
+    )
     id: int = identity()
     at: datetime = instant(now=True)
-    account_id: int | None = reference("account.id", nullable=True)
+    account_id: int | None = Field(default=None, sa_type=BigInteger)
+    # As what they acted.
+    role: str | None = None
     action: str
-    patient_id: int | None = reference("patient.id", nullable=True)
-    dispensary_id: int | None = reference("dispensary.id", nullable=True)
-    object_type: str
-    object_id: int = Field(sa_type=BigInteger)
+    # The root field that a read was made by.
+    field: str | None = None
+    patient_id: int | None = Field(default=None, sa_type=BigInteger)
+    patients: bytes | None = None
+    dispensary_id: int | None = Field(default=None, sa_type=BigInteger)
+    object_type: str | None = None
+    object_id: int | None = Field(default=None, sa_type=BigInteger)
     reason: str | None = None
     request_id: str | None = None
+    address: str | None = None
+
+
+class AccessSet(SQLModel, table=True):
+    """The patients whom reads were about together, kept once under the SHA-256 of their numbers."""
+
+    __tablename__ = "access_set"
+    __table_args__ = (Index("ix_access_set_patients", "patients", postgresql_using="gin"),)
+    digest: bytes = Field(primary_key=True)
+    patients: list[int] = Field(sa_column=Column(ARRAY(BigInteger), nullable=False))
+
+
+class AccessSeal(SQLModel, table=True):
+    """A link of the chain: the SHA-256 of the seal before it and of these entries (see `identity.seals`)."""
+
+    __tablename__ = "access_seal"
+    __table_args__ = (Index("ix_access_seal_at", "at"),)
+    number: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    at: datetime = instant(now=True)
+    entries: Any = Field(sa_column=Column(INT8MULTIRANGE, nullable=False))
+    size: int
+    digest: bytes
 
 
 class IdempotencyKey(SQLModel, table=True):

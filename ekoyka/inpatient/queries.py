@@ -89,17 +89,17 @@ def patient_in_dispensaries(patient: str, ids: str) -> str:
 def bed_options(patient: str, dispensary: str) -> str:
     """A SELECT of the dispensary's beds for the patient, given SQL of both ids.
 
-    Columns: bed_id, suits, obstacles (text[], in the order of `BedObstacle`), place. Best first: kept for
+    Columns: bed_id, patient_id, suits, obstacles (text[], in the order of `BedObstacle`), place. Best first: kept for
     this patient; isolation rooms for who needs them; rooms of the patient's own sex before those for
     anyone; rooms with company before empty ones; then by room and label.
     """
     return f"""(
-        SELECT o.bed_id, o.obstacles = '{{}}' AS suits, o.obstacles, row_number() OVER (
+        SELECT o.bed_id, o.patient_id, o.obstacles = '{{}}' AS suits, o.obstacles, row_number() OVER (
             ORDER BY cardinality(o.obstacles), o.kept DESC, o.for_anyone, o.company DESC,
                 o.room_key, o.label_key, o.bed_id
         )::int AS place
         FROM (
-            SELECT b.id AS bed_id, kept, r.sex = 'ANY' AS for_anyone,
+            SELECT b.id AS bed_id, p.id AS patient_id, kept, r.sex = 'ANY' AS for_anyone,
                 r.number_key AS room_key, b.label_key,
                 (SELECT count(*) FROM bed n JOIN bed_assignment a ON a.bed_id = n.id AND a.ended_at IS NULL
                     WHERE n.room_id = r.id) AS company,

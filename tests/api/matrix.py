@@ -21,7 +21,11 @@ _ADMIN = "-    -    -    -    all"
 _SIGNED_IN = "-    any  any  any  any"
 _EVERYBODY = "any  any  any  any  any"
 
+_OWN_LOG = "-    own  none none all"
+
 FIELDS = {
+    "Query.accessEntries": _OWN_LOG,
+    "Query.accessEntry": _OWN_LOG,
     "Query.account": "-    own  own  own  all",
     "Query.accounts": _ADMIN,
     "Query.bed": _WARD,
@@ -92,6 +96,7 @@ FIELDS = {
 
 # What `node` and `nodes` reach, by the kind of row.
 NODES = {
+    "AccessEntry": _OWN_LOG,
     "Account": "-    own  own  own  all",
     "Bed": _WARD,
     "BedAssignment": _CLINICAL,

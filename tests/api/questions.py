@@ -25,7 +25,7 @@ from graphql import (
 from ekoyka.certificates.tables import Certificate
 from ekoyka.graph.model import TYPES
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.tables import Account, Session
+from ekoyka.identity.tables import AccessEntry, Account, Session
 from ekoyka.inpatient.tables import Reservation
 from tests.api.matrix import NODES
 from tests.client import gid
@@ -92,7 +92,9 @@ async def world(make: Factory, word: str) -> World:
         )
     )
     assignment = await make.database.fetch_value("SELECT id FROM bed_assignment WHERE stay_id = $1", stay.id)
+    entry = await make.keep(AccessEntry(action=f"read {word}", patient_id=patient.id))
     rows = {
+        "AccessEntry": gid("AccessEntry", entry),
         "Account": gid("Account", doctor),
         "Bed": gid("Bed", bed),
         "BedAssignment": gid("BedAssignment", assignment),

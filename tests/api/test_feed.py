@@ -205,7 +205,7 @@ async def test_commits_out_of_order_are_seen_in_the_order_of_their_cursors(
 
 
 async def test_after_the_listening_connection_was_cut_subscribers_get_what_they_missed_and_a_fresh_snapshot(
-    database: Database, settings: Settings, make: Factory
+    owned: Database, settings: Settings, make: Factory
 ) -> None:
     place = await make.dispensary()
     bed, doctor = await make.bed(place), await make.actor(doctor_of=(place,))
@@ -214,7 +214,7 @@ async def test_after_the_listening_connection_was_cut_subscribers_get_what_they_
         await watcher.subscribe("1", FEED, id=gid("Dispensary", place))
         await watcher.event("1")
 
-        async with database.transaction() as session:
+        async with owned.transaction() as session:
             cut = await session.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

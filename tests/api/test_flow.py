@@ -303,7 +303,7 @@ async def test_a_mutation_sent_many_times_at_once_with_one_key_is_done_once(
     )
 
     assert len({answer["id"] for answer in answers}) == 1
-    assert await client.services.database.fetch_value("SELECT count(*) FROM patient") == 1
+    assert await make.database.fetch_value("SELECT count(*) FROM patient") == 1
 
 
 async def test_a_blocked_account_and_old_roles_stop_at_once(client: Client, make: Factory) -> None:

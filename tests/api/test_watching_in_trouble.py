@@ -48,7 +48,7 @@ async def test_a_read_that_fails_ends_its_subscriptions_by_name_and_they_may_beg
 
 
 async def test_an_outage_of_the_database_delays_events_and_loses_none(
-    database: Database, settings: Settings, make: Factory
+    database: Database, owned: Database, settings: Settings, make: Factory
 ) -> None:
     place = await make.dispensary()
     bed, doctor = await make.bed(place), await make.actor(doctor_of=(place,))
@@ -56,7 +56,7 @@ async def test_an_outage_of_the_database_delays_events_and_loses_none(
         watchers = [
             await subscribed(stack, server, doctor, FEED, id=gid("Dispensary", place)) for _ in range(3)
         ]
-        async with database.transaction() as session:
+        async with owned.transaction() as session:
             await session.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "

@@ -132,7 +132,7 @@ async def test_a_reprint_is_the_same_bytes_and_stands_in_the_register(client: Cl
     stay, doctor = await ended_stay(make)
     issued = await client.mutate("certificateIssue", WHOLE, {"stayId": gid("Stay", stay)}, doctor)
     before, _ = await paper(client, issued)
-    await client.services.database.fetch("UPDATE patient SET family_name = 'Другая'")
+    await make.database.fetch("UPDATE patient SET family_name = 'Другая'")
 
     again = await client.mutate(
         "certificateReprint", WHOLE, {"id": issued["id"], "reason": "утеряна"}, doctor
@@ -220,7 +220,7 @@ async def test_a_paper_that_was_never_made_is_made_when_it_is_asked_for(
     """As after a kill between the number and the rendering."""
     stay, doctor = await ended_stay(make)
     issued = await client.mutate("certificateIssue", WHOLE, {"stayId": gid("Stay", stay)}, doctor)
-    await client.services.database.fetch("UPDATE certificate SET pdf = NULL, sha256 = NULL")
+    await make.database.fetch("UPDATE certificate SET pdf = NULL, sha256 = NULL")
 
     first, text = await paper(client, issued)
     second, _ = await paper(client, issued)
@@ -267,7 +267,7 @@ async def test_a_patient_sees_their_own_certificates_and_a_stranger_none(
     user, stranger = await make.actor(), await make.actor()
     other_doctor = await make.actor(doctor_of=(await make.dispensary(),))
     await client.mutate("certificateIssue", WHOLE, {"stayId": gid("Stay", stay)}, doctor)
-    await client.services.database.fetch("UPDATE patient SET account_id = $1", user.account_id)
+    await make.database.fetch("UPDATE patient SET account_id = $1", user.account_id)
     query = "{ certificates { edges { node { number downloadUrl } } } }"
 
     own = await client.data(query, user)

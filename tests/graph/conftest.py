@@ -81,7 +81,7 @@ async def world(client: Client, make: Factory) -> World:
     assert admin is not None
     assert doctor is not None
     assert user is not None
-    async with client.services.database.transaction() as session:
+    async with make.database.transaction() as session:
         await link_account(
             session, actor=admin, patient_id=patients[1].id, version=1, account_id=user.account_id
         )
@@ -92,7 +92,7 @@ async def world(client: Client, make: Factory) -> World:
             until=now + timedelta(hours=3),
             patient_id=patients[2].id,
         )
-    async with client.services.database.transaction() as session:
+    async with make.database.transaction() as session:
         await correct(
             session,
             actor=admin,

@@ -27,6 +27,7 @@ async def answer(
 async def until_one_waits(database: Database) -> None:
     """Some transaction of this database is waiting for another's lock."""
     question = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(10):
-        while not await database.fetch_value(question):  # noqa: ASYNC110 -- PostgreSQL tells nobody who waits
+    # Whom others wait for is told to their own login alone.
+    async with Database(database.url, database.settings) as login, asyncio.timeout(10):
+        while not await login.fetch_value(question):  # noqa: ASYNC110 -- PostgreSQL tells nobody who waits
             await asyncio.sleep(0.01)
