@@ -121,4 +121,5 @@ async def world(client: Client, make: Factory) -> World:
     ids["Account"] = [gid("Account", actor.account_id) for actor in actors.values() if actor]
     ids["Reservation"] = [gid("Reservation", 1)]
     ids["BedAssignment"] = [gid("BedAssignment", 1)]
+    ids["AccessEntry"] = [gid("AccessEntry", 1)]
     return World(client, actors, ids)
