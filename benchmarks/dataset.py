@@ -17,7 +17,7 @@ from ekoyka.migrate import upgrade
 from ekoyka.settings import Settings
 
 # Grows when the statements below make something else.
-FORM = 2
+FORM = 3
 # The account in whose name everything is asked: signs in to nothing, holds a token.
 ADMIN = 1
 DISPENSARIES = 50

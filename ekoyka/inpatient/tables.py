@@ -252,6 +252,8 @@ class BedAssignment(SQLModel, table=True):
             "dispensary_id",
             "bed_id",
             postgresql_where=text("ended_at IS NULL"),
+            # All that the row's policy asks, which need not be looked up then.
+            postgresql_include=["stay_id"],
         ),
         Index("ix_bed_assignment_stay_id", "stay_id", "started_at"),
         Index("ix_bed_assignment_bed_id", "bed_id", "started_at"),

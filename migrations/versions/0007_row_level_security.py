@@ -98,6 +98,17 @@ _RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 ENDED_AT = "coalesce(checked_out_at, '9999-12-31 00:00:00+00'::timestamptz)"
 
 
+def _index_taken(included: list[str]) -> None:
+    op.drop_index("ix_bed_assignment_open_dispensary_id", table_name="bed_assignment")
+    op.create_index(
+        "ix_bed_assignment_open_dispensary_id",
+        "bed_assignment",
+        ["dispensary_id", "bed_id"],
+        postgresql_where=sa.text("ended_at IS NULL"),
+        postgresql_include=included,
+    )
+
+
 def upgrade() -> None:
     op.add_column(
         "patient",
@@ -122,6 +133,8 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_stay_dispensary_id_ended_at", "stay", ["dispensary_id", "ended_at", "id"])
+
+    _index_taken(["stay_id"])
 
     op.execute(f"GRANT USAGE ON SCHEMA public TO {SERVER_ROLE}")
     op.execute(f"GRANT {_RIGHTS} ON ALL TABLES IN SCHEMA public TO {SERVER_ROLE}")
@@ -176,6 +189,7 @@ def downgrade() -> None:
         "ix_stay_dispensary_id_ended_at", "stay", ["dispensary_id", sa.text(f"({ENDED_AT})"), "id"]
     )
     op.drop_column("stay", "ended_at")
+    _index_taken([])
     op.execute("DROP TRIGGER patient_is_known ON stay")
     op.execute("DROP TRIGGER patient_is_known ON patient")
     op.execute("DROP FUNCTION patient_is_known()")
