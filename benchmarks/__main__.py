@@ -14,7 +14,15 @@ from dataclasses import replace
 from statistics import median
 
 from benchmarks import changes, documents, reaches, reads, subscribers
-from benchmarks.environment import DATA, Environment, environment, install_node_peers, token, versions
+from benchmarks.environment import (
+    DATA,
+    Environment,
+    doctors_token,
+    environment,
+    install_node_peers,
+    token,
+    versions,
+)
 from benchmarks.operations import READS
 from benchmarks.servers import NODE_PEERS, Kind, NotStarted, Server, kinds, running
 
@@ -32,6 +40,7 @@ def main() -> int:
     with environment(DATA) as where:
         print(f"· PostgreSQL {where.server.version}; the server has core 0, the others share what is left")
         found += _reads(where, kinds(), node=node)
+        found += _guards(where, kinds()[reaches.OURS])
         found += _changes(where, kinds(), node=node)
         found += _watching(where, node=node)
         found += _growth(where)
@@ -79,6 +88,31 @@ def _reads(where: Environment, known: dict[str, Kind], *, node: bool) -> list[re
             "\npeak memory, MiB: " + ", ".join(f"{name} {peak / 2**20:.0f}" for name, peak in peaks.items())
         )
     return [*reaches.of_reads(results), *reaches.of_memory(peaks)]
+
+
+def _guards(where: Environment, kind: Kind) -> list[reaches.Reach]:
+    """A doctor's board, with and without the access log and row-level security."""
+    url = where.database(1)
+    print()
+    with ExitStack() as stack:
+        servers = [_start(stack, kind, url)]
+        for name in (reaches.WITHOUT_LOG, reaches.WITHOUT_WALL):
+            command = (kind.command[0], "-m", "benchmarks.without", name.rpartition(" ")[2])
+            servers.append(_start(stack, replace(kind, name=name, command=command), url))
+        results = reads.measure(
+            servers,
+            ("board", "point"),
+            concurrencies=(1, 32),
+            rounds=ROUNDS,
+            seconds=SECONDS,
+            postmaster=where.postmaster,
+            token=doctors_token(),
+        )
+        for concurrency in (1, 32):
+            print(
+                "\n" + reads.table(results, ("board", "point"), [s.kind.name for s in servers], concurrency)
+            )
+    return reaches.of_guards(results)
 
 
 def _changes(where: Environment, known: dict[str, Kind], *, node: bool) -> list[reaches.Reach]:

@@ -17,9 +17,12 @@ from ekoyka.migrate import upgrade
 from ekoyka.settings import Settings
 
 # Grows when the statements below make something else.
-FORM = 3
+FORM = 4
 # The account in whose name everything is asked: signs in to nothing, holds a token.
 ADMIN = 1
+# A doctor of the dispensaries whose boards are asked for.
+DOCTOR = 2
+BOARDS = 5
 DISPENSARIES = 50
 ROOMS_PER_DISPENSARY = 40
 BEDS_PER_ROOM = 4
@@ -127,9 +130,14 @@ def _steps(dispensaries: int) -> list[str]:
         """,
         f"""
         INSERT INTO account (id, name, language, email, password_hash, auth_version, version)
-        OVERRIDING SYSTEM VALUE VALUES ({ADMIN}, 'Нагрузка', 'ru', 'load@example.org', '!', 1, 1)
+        OVERRIDING SYSTEM VALUE VALUES ({ADMIN}, 'Нагрузка', 'ru', 'load@example.org', '!', 1, 1),
+            ({DOCTOR}, 'Врач', 'ru', 'doctor@example.org', '!', 1, 1)
         """,
         f"INSERT INTO role_grant (account_id, role) VALUES ({ADMIN}, 'SUPERADMIN')",
+        f"""
+        INSERT INTO role_grant (account_id, role, dispensary_id)
+        SELECT {DOCTOR}, 'DOCTOR', id FROM dispensary WHERE id <= {BOARDS}
+        """,
         # Everything below the next identity is taken.
         *(
             f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"

@@ -99,8 +99,17 @@ async def _add_functions(url: str) -> None:
 
 def token(*, ttl_s: int = 7200) -> str:
     """An access token of the data's superadministrator."""
-    tokens = Tokens([TOKEN_KEY], issuer="ekoyka", ttl_s=ttl_s)
-    return tokens.issue(Actor(account_id=dataset.ADMIN, auth_version=1, superadmin=True)).text
+    return _token(Actor(account_id=dataset.ADMIN, auth_version=1, superadmin=True), ttl_s)
+
+
+def doctors_token(*, ttl_s: int = 7200) -> str:
+    """An access token of the data's doctor."""
+    places = frozenset(range(1, dataset.BOARDS + 1))
+    return _token(Actor(account_id=dataset.DOCTOR, auth_version=1, doctor_of=places), ttl_s)
+
+
+def _token(actor: Actor, ttl_s: int) -> str:
+    return Tokens([TOKEN_KEY], issuer="ekoyka", ttl_s=ttl_s).issue(actor).text
 
 
 def install_node_peers() -> bool:

@@ -12,6 +12,7 @@ from benchmarks.subscribers import Delivery
 FLOORS = ("floor: JSON", "floor: rows")
 PEERS = ("PostGraphile", "Mercurius", "Apollo", "Strawberry")
 OURS = "ekoyka"
+WITHOUT_LOG, WITHOUT_WALL = "ekoyka without log", "ekoyka without wall"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ def of_reads(results: Results) -> list[Reach]:
         ),
         Reach("board at concurrency 1: p50 over the better floor's", latency_over(FLOORS), 1.2, False),
         Reach("board at concurrency 1: p50 over PostGraphile's", latency_over(("PostGraphile",)), 0.5, False),
+    ]
+
+
+def of_guards(results: Results) -> list[Reach]:
+    """What the access log and row-level security take of a doctor's board, each beside a server without it."""
+    ours = results[OURS, "board", 32].rate
+    return [
+        Reach(
+            f"board of a doctor: rate over that without {name}",
+            ours / results[other, "board", 32].rate,
+            0.9,
+            True,
+        )
+        for name, other in (("the access log", WITHOUT_LOG), ("row-level security", WITHOUT_WALL))
     ]
 
 
