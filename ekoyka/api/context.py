@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from ekoyka.api.accounts import Accounts
+from ekoyka.api.browsers import Browsers, Carried
 from ekoyka.api.clients import address_of
 from ekoyka.api.presentation import OutOfSight
 from ekoyka.api.watching import Watching
@@ -83,6 +84,7 @@ class Services:
     documents: Documents
     watching: Watching
     accounts: Accounts
+    browsers: Browsers
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
@@ -110,6 +112,9 @@ class Run(ReadContext):
         self.compiled = compiled
         self.connection_params: dict[str, Any] | None = None
         self._latest: Run | None = None
+        # What the request's cookies carry, where they say who asks; and those that its answer sets.
+        self.carried: Carried | None = None
+        self.cookies: list[str] = []
         # What a mutation leaves to be done once its transaction is committed.
         self.after_commit: list[Callable[[], Awaitable[None]]] = []
 

@@ -40,7 +40,7 @@ from ekoyka.api.subscriptions import asked
 from ekoyka.api.watching import AccountChanged, Member, errors_of
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.plan import PlanError
-from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.identity.credentials import NotAuthenticated, ReadToken
 from ekoyka.observability import request_id
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         if isinstance(payload, dict) and not self.connection_init_received:
             try:
                 given = payload.get("authorization") or payload.get("Authorization") or ""
-                token = bearer(str(given), self.context.services)
+                token = bearer(str(given), self.context.services) or self._carried(payload)
             except NotAuthenticated:
                 await self.websocket.close(_TOKEN_ENDED, "The access token is not good (any more).")
                 return
@@ -116,6 +116,12 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         # Neither is of any use from now on; the second holds the token.
         self.connection_init_timeout_task = None
         self.context.connection_params = None
+
+    def _carried(self, payload: dict[str, Any]) -> ReadToken | None:
+        """The token of a browser's page, which cannot set header fields. Raises `NotAuthenticated`."""
+        run = self.context
+        run.carried = run.services.browsers.on_socket(run.connection, payload)
+        return run.carried.token if run.carried else None
 
     async def handle_message(self, message: Any) -> None:
         if not isinstance(message, dict):
