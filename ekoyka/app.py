@@ -11,7 +11,8 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 import structlog
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from strawberry import Schema
 
 from ekoyka import explorer, feed, migrate, rates
+from ekoyka.api import oidc
 from ekoyka.api.accounts import Accounts
 from ekoyka.api.browsers import Browsers
 from ekoyka.api.context import Run, Services
@@ -52,6 +54,9 @@ from ekoyka.inpatient.queries import bed_status
 from ekoyka.inpatient.reservations import lapse_reservations
 from ekoyka.observability import RESERVATIONS_LAPSED, STATEMENTS, RequestLog, configure_logs, metrics_text
 from ekoyka.settings import Mode, Settings
+
+if TYPE_CHECKING:
+    from ekoyka.identity.provider import Provider
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +103,7 @@ def create_app(settings: Settings) -> Starlette:
         watching=Watching(database, listener, buffer_bytes=settings.feed_buffer_bytes),
         accounts=Accounts(database, listener),
         browsers=Browsers(settings, tokens),
+        provider=_provider(settings, keys),
         documents=Documents(database),
     )
 
@@ -142,6 +148,8 @@ def create_app(settings: Settings) -> Starlette:
             Route("/auth/token", token, methods=["POST"]),
             Route("/auth/refresh", token, methods=["POST"]),
             Route("/auth/revoke", revoke, methods=["POST"]),
+            Route("/auth/oidc/login", oidc.login, methods=["GET"]),
+            Route("/auth/oidc/callback", oidc.callback, methods=["GET"]),
             Route("/certificates/{name}.pdf", download, methods=["GET"]),
             Route("/verify/{code}", _verifier(schema), methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
@@ -156,6 +164,15 @@ def create_app(settings: Settings) -> Starlette:
     app.state.prepared = asyncio.Event()
     app.state.unfit = None
     return app
+
+
+def _provider(settings: Settings, keys: list[str]) -> Provider | None:
+    if settings.oidc_issuer is None:
+        return None
+    # What speaks to it is loaded where there is one.
+    from ekoyka.identity.provider import Provider
+
+    return Provider(settings, keys)
 
 
 async def _prepare(app: Starlette, database: Database) -> None:
@@ -235,6 +252,7 @@ async def explore(request: Request) -> Response:
                 scripted=True,
                 stranger=actor is not None,
                 csrf_cookie=services.browsers.csrf,
+                provider=urlsplit(services.settings.oidc_issuer or "").hostname,
             )
     nonce = secrets.token_urlsafe(16)
     return HTMLResponse(

@@ -46,8 +46,8 @@ class Browsers:
     def __init__(self, settings: Settings, tokens: Tokens) -> None:
         self._tokens = tokens
         prefix = "__Host-" if settings.base_url.startswith("https://") else ""
-        self.access, self.refresh, self.csrf = (
-            f"{prefix}ekoyka_{name}" for name in ("access", "refresh", "csrf")
+        self.access, self.refresh, self.csrf, self.oidc = (
+            f"{prefix}ekoyka_{name}" for name in ("access", "refresh", "csrf", "oidc")
         )
         self._own = origin_of_url(settings.base_url) if settings.public_url else None
 
@@ -109,22 +109,23 @@ class Browsers:
         """The `Set-Cookie` of a session that is open from now on, or was renewed."""
         lasts = signed_in.ends_at - datetime.now(UTC)
         made = [
-            self._cookie(self.access, token.text, (token.expires_at - datetime.now(UTC)).total_seconds()),
-            self._cookie(self.refresh, signed_in.refresh_token, lasts.total_seconds()),
+            self.cookie(self.access, token.text, (token.expires_at - datetime.now(UTC)).total_seconds()),
+            self.cookie(self.refresh, signed_in.refresh_token, lasts.total_seconds()),
         ]
         if signed_in.csrf_token is not None:
-            made.append(
-                self._cookie(self.csrf, signed_in.csrf_token, lasts.total_seconds(), for_scripts=True)
-            )
+            made.append(self.cookie(self.csrf, signed_in.csrf_token, lasts.total_seconds(), for_scripts=True))
         return made
 
     def signed_out(self) -> list[str]:
         """The `Set-Cookie` that take everything away."""
-        return [self._cookie(name, "", 0) for name in (self.access, self.refresh, self.csrf)]
+        return [self.cookie(name, "", 0) for name in (self.access, self.refresh, self.csrf)]
 
-    def _cookie(self, name: str, value: str, lasts_s: float, *, for_scripts: bool = False) -> str:
+    def cookie(
+        self, name: str, value: str, lasts_s: float, *, for_scripts: bool = False, same_site: str = "Strict"
+    ) -> str:
+        """The `Set-Cookie` of one cookie; an empty one that lasts no time takes it away."""
         hidden = "" if for_scripts else " HttpOnly;"
-        return f"{name}={value}; Max-Age={max(0, int(lasts_s))}; Path=/; Secure;{hidden} SameSite=Strict"
+        return f"{name}={value}; Max-Age={max(0, int(lasts_s))}; Path=/; Secure;{hidden} SameSite={same_site}"
 
     def _cookies(self, headers: Fields) -> dict[str, str]:
         """Our access and refresh token, as far as they are there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from graphql import get_argument_values
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -33,6 +33,9 @@ from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
 from ekoyka.rates import attempt
 from ekoyka.settings import Settings
+
+if TYPE_CHECKING:
+    from ekoyka.identity.provider import Provider
 
 _VALUES = {
     "account": "bigint",
@@ -85,6 +88,7 @@ class Services:
     watching: Watching
     accounts: Accounts
     browsers: Browsers
+    provider: Provider | None
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
