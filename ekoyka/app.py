@@ -4,6 +4,8 @@ Starts whether or not its database is there: until it is, fit and migrated, requ
 named error and `/readyz` says what is missing.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import gc

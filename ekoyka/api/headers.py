@@ -7,7 +7,7 @@ from ekoyka.settings import Settings
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-_FIELDS: Headers = (
+ALWAYS: Headers = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     # Personal until somebody says otherwise.
@@ -29,4 +29,4 @@ _OVER_TLS: Headers = ((b"strict-transport-security", b"max-age=31536000"),)
 
 def security_headers(settings: Settings) -> Headers:
     """The header fields of this deployment's answers."""
-    return _FIELDS + (_OVER_TLS if settings.base_url.startswith("https://") else ())
+    return ALWAYS + (_OVER_TLS if settings.base_url.startswith("https://") else ())
