@@ -32,7 +32,7 @@ from strawberry import Schema
 from ekoyka import explorer, feed, migrate, rates
 from ekoyka.api import oidc
 from ekoyka.api.accounts import Accounts
-from ekoyka.api.browsers import Browsers
+from ekoyka.api.browsers import Browsers, origin_of_url
 from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
 from ekoyka.api.headers import security_headers
@@ -135,7 +135,11 @@ def create_app(settings: Settings) -> Starlette:
                 services.hasher.close()
 
     headers = security_headers(settings)
-    sockets = Sockets(schema, operations_per_socket=settings.subscriptions_per_socket)
+    sockets = Sockets(
+        schema,
+        operations_per_socket=settings.subscriptions_per_socket,
+        origin=origin_of_url(settings.base_url),
+    )
     endpoint = Route("/graphql", Endpoint(schema, largest_bytes=LARGEST_BODY_BYTES), methods=["POST"])
     app = Application(
         lifespan=lifespan,

@@ -125,6 +125,14 @@ class Settings(BaseSettings):
             raise ValueError("each key of EKOYKA_TOKEN_KEYS needs at least 32 bytes")
         return keys
 
+    @field_validator("public_url")
+    @classmethod
+    def _an_address(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the public address must begin with https:// (or http://) and name a host")
+        return url
+
     @field_validator("oidc_issuer")
     @classmethod
     def _over_tls(cls, issuer: str | None) -> str | None:
@@ -150,4 +158,5 @@ class Settings(BaseSettings):
     @property
     def base_url(self) -> str:
         """The address that clients use, without a slash at its end."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")

@@ -221,7 +221,7 @@ class Sockets(GraphQL[Run, None]):
     websocket_adapter_class = _TextFrames
     graphql_transport_ws_handler_class = _Handler
 
-    def __init__(self, schema: strawberry.Schema, *, operations_per_socket: int) -> None:
+    def __init__(self, schema: strawberry.Schema, *, operations_per_socket: int, origin: str) -> None:
         super().__init__(
             schema,
             graphql_ide=None,
@@ -229,6 +229,8 @@ class Sockets(GraphQL[Run, None]):
             subscription_protocols=(GRAPHQL_TRANSPORT_WS_PROTOCOL,),
             connection_init_wait_timeout=INIT_PATIENCE,
             max_subscriptions_per_connection=operations_per_socket,
+            # Beside the one that the `Host` names; pages of others are refused with 403.
+            allowed_origins=(origin,),
         )
 
     async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Run:
