@@ -274,7 +274,10 @@ async def test_what_the_browser_kept_is_good_for_some_minutes(honest: Settings, 
     assert (answer.status_code, await sessions_of(database)) == (400, 0)
 
 
-async def test_tokens_codes_and_addresses_stand_in_no_log(honest: Settings) -> None:
+async def test_tokens_codes_and_addresses_stand_in_no_log(
+    honest: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
     async with serving(allowing(honest.model_copy(update={"log_level": "DEBUG"}), creates=True)) as client:
         page = Browser(client)
         with capture_logs() as logs:
@@ -285,7 +288,7 @@ async def test_tokens_codes_and_addresses_stand_in_no_log(honest: Settings) -> N
 
     secrets = [values[0] for query in (there, way) for values in parse_qs(urlsplit(query).query).values()]
     secrets += [str(page.cookie(name)) for name in ("access", "refresh", "csrf")]
-    told = str(logs)
+    told = str(logs) + caplog.text
     assert "oidc_refused" in told
     for secret in (*secrets, "anna@example.org"):
         if len(secret) > 20 and not secret.startswith(("http", "openid")):
