@@ -239,13 +239,14 @@ class SignedOut:
 )
 async def sign_out(run: Run, input: TokenInput) -> Made:
     refresh_token, csrf_token = input.refresh_token, None
-    if refresh_token is None and run.carried is not None:
-        _in_cookies(run, True)
+    by_cookie = refresh_token is None and _in_cookies(run, run.carried is not None)
+    if by_cookie and run.carried is not None:
         refresh_token, csrf_token = run.carried.refresh_token, run.carried.csrf_token
-        run.cookies += run.services.browsers.signed_out()
     if refresh_token is not None:
         async with run.database.transaction() as session:
             await sessions.end_session(session, refresh_token, csrf_token=csrf_token)
+    if by_cookie:
+        run.cookies += run.services.browsers.signed_out()
     return {"done": True}
 
 

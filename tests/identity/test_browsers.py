@@ -186,6 +186,20 @@ async def test_what_cookies_carry_without_the_sessions_csrf_token_is_refused_and
     assert (await page.data(REFRESH))["__typename"] == "BrowserSession"
 
 
+@pytest.mark.parametrize("document", [SIGN_OUT, REFRESH])
+async def test_a_refresh_cookie_alone_needs_the_sessions_csrf_token_just_as_much(
+    page: Browser, document: str
+) -> None:
+    page.http.cookies.delete(page.browsers.access)
+
+    for headers in ({}, {"x-csrf-token": ""}, {"x-csrf-token": "x" * 43}):
+        refused = await page.ask(document, headers=headers)
+        assert code(refused) == (403, "CSRF_TOKEN_WRONG")
+        assert "set-cookie" not in refused.headers
+
+    assert (await page.data(REFRESH))["__typename"] == "BrowserSession"
+
+
 @pytest.mark.parametrize(
     "headers",
     [
