@@ -4,6 +4,8 @@ Starts whether or not its database is there: until it is, fit and migrated, requ
 named error and `/readyz` says what is missing.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import gc
@@ -12,13 +14,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 import structlog
-from jinja2 import Environment, FileSystemLoader
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -27,11 +32,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from strawberry import Schema
 
 from ekoyka import explorer, feed, migrate, rates
+from ekoyka.api import oidc
 from ekoyka.api.accounts import Accounts
+from ekoyka.api.browsers import Browsers, origin_of_url
 from ekoyka.api.clients import address_of
 from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
-from ekoyka.api.oauth import SECURITY_HEADERS, revoke, token
+from ekoyka.api.headers import security_headers
+from ekoyka.api.oauth import revoke, token
+from ekoyka.api.pages import page, said
 from ekoyka.api.permissions import STAFF
 from ekoyka.api.schema import build_schema
 from ekoyka.api.sockets import Sockets
@@ -51,7 +60,9 @@ from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
 from ekoyka.identity import access_log
+from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
+from ekoyka.identity.queries import guard
 from ekoyka.identity.readings import Readings
 from ekoyka.identity.seals import SEAL_EVERY_S, Sealer
 from ekoyka.inpatient.queries import bed_status
@@ -66,11 +77,13 @@ from ekoyka.observability import (
 )
 from ekoyka.settings import Mode, Settings
 
+if TYPE_CHECKING:
+    from ekoyka.identity.provider import Provider
+
 log = structlog.get_logger(__name__)
 
 LARGEST_BODY_BYTES = 64 * 1024
 STATIC = Path(__file__).parent / "static"
-_PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "api" / "templates"), autoescape=True)
 
 
 class Application(Starlette):
@@ -101,18 +114,21 @@ def create_app(settings: Settings) -> Starlette:
     database = Database(address, settings, role=SERVER_ROLE, on_statement=STATEMENTS.inc)
     listener, readings = Feed(database), Readings(database)
     sealer = Sealer(database, NETWORK)
+    tokens = Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s)
     services = Services(
         settings=settings,
         database=database,
         planner=Planner(schema._schema, introspectors=None if settings.mode is Mode.DEMO else STAFF),
         hasher=PasswordHasher(settings.password_hash_rounds),
-        tokens=Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s),
+        tokens=tokens,
         download_keys=tuple(downloads.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
         feed=listener,
         watching=Watching(database, listener, readings, buffer_bytes=settings.feed_buffer_bytes),
         accounts=Accounts(database, listener),
         readings=readings,
+        browsers=Browsers(settings, tokens),
+        provider=_provider(settings, keys),
         documents=Documents(database),
     )
 
@@ -142,12 +158,21 @@ def create_app(settings: Settings) -> Starlette:
                 await services.renderer.close()
                 services.hasher.close()
 
-    sockets = Sockets(schema, operations_per_socket=settings.subscriptions_per_socket)
+    headers = security_headers(settings)
+    sockets = Sockets(
+        schema,
+        operations_per_socket=settings.subscriptions_per_socket,
+        origin=origin_of_url(settings.base_url),
+    )
     endpoint = Route("/graphql", Endpoint(schema, largest_bytes=LARGEST_BODY_BYTES), methods=["POST"])
     app = Application(
         lifespan=lifespan,
-        max_body_size=LARGEST_BODY_BYTES,
-        middleware=[Middleware(RequestLog)],
+        # Starlette's own place for the limit is outside of all others, where its refusal would go around the log.
+        middleware=[
+            Middleware(RequestLog, headers=headers),
+            Middleware(RequestBodyLimitMiddleware, max_body_size=LARGEST_BODY_BYTES),
+        ],
+        exception_handlers={HTTPException: unanswered},
         routes=[
             Route("/", lambda request: RedirectResponse("/graphql"), methods=["GET"]),
             endpoint,
@@ -156,20 +181,31 @@ def create_app(settings: Settings) -> Starlette:
             Route("/auth/token", token, methods=["POST"]),
             Route("/auth/refresh", token, methods=["POST"]),
             Route("/auth/revoke", revoke, methods=["POST"]),
+            Route("/auth/oidc/login", oidc.login, methods=["GET"]),
+            Route("/auth/oidc/callback", oidc.callback, methods=["GET"]),
             Route("/certificates/{name}.pdf", download, methods=["GET"]),
             Route("/verify/{code}", _verifier(schema), methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
-            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+            Mount("/static", _Kept(directory=STATIC, check_dir=False)),
         ],
     )
-    app.operations = RequestLog(endpoint.app, endpoint)
+    app.operations = RequestLog(endpoint.app, headers, endpoint)
     app.state.schema = schema
     app.state.services = services
     app.state.prepared = asyncio.Event()
     app.state.unfit = None
     return app
+
+
+def _provider(settings: Settings, keys: list[str]) -> Provider | None:
+    if settings.oidc_issuer is None:
+        return None
+    # What speaks to it is loaded where there is one.
+    from ekoyka.identity.provider import Provider
+
+    return Provider(settings, keys)
 
 
 async def _prepare(app: Starlette, database: Database) -> None:
@@ -215,7 +251,7 @@ async def _lapse(database: Database) -> None:
 
 
 async def explore(request: Request) -> Response:
-    """The explorer for a browser; programs are told how to ask."""
+    """The explorer for a browser, in production a member of staff's; programs are told how to ask."""
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse(
             {
@@ -229,10 +265,33 @@ async def explore(request: Request) -> Response:
             405,
             {"allow": "POST"},
         )
+    services: Services = request.app.state.services
+    signed_in = services.settings.mode is not Mode.DEMO
+    if signed_in:
+        try:
+            actor = await _visitor(request, services)
+        except DatabaseUnavailable:
+            return said(
+                request,
+                503,
+                "SERVICE_UNAVAILABLE",
+                ru="Сейчас не получилось: повторите через несколько секунд.",
+                en="Not possible right now: try again in a few seconds.",
+                headers={"retry-after": "3"},
+            )
+        if actor is None or actor.roles.isdisjoint(STAFF):
+            return page(
+                "sign_in.html.j2",
+                200 if actor is None else 403,
+                scripted=True,
+                stranger=actor is not None,
+                csrf_cookie=services.browsers.csrf,
+                provider=urlsplit(services.settings.oidc_issuer or "").hostname,
+            )
     nonce = secrets.token_urlsafe(16)
     return HTMLResponse(
-        explorer.page(nonce=nonce),
-        headers={**SECURITY_HEADERS, "content-security-policy": explorer.content_security_policy(nonce)},
+        explorer.page(nonce=nonce, csrf_cookie=services.browsers.csrf, signed_in=signed_in),
+        headers={"content-security-policy": explorer.content_security_policy(nonce)},
     )
 
 
@@ -247,6 +306,45 @@ _PAPER = Statement(
 )
 
 
+async def _visitor(request: Request, services: Services) -> Actor | None:
+    """Whose browser it is, if they are still what its cookie says."""
+    token = services.browsers.visitor(request)
+    if token is None:
+        return None
+    actor = token.actor
+    still = await services.database.fetch_value(
+        f"SELECT {guard('$1', '$2')}", actor.account_id, actor.auth_version
+    )
+    return actor if still else None
+
+
+async def unanswered(request: Request, error: Exception) -> Response:
+    """What no route answers is named; other origins' pages are told nothing else either (there is no CORS)."""
+    assert isinstance(error, HTTPException)
+    code, message = _UNANSWERED.get(error.status_code, ("BAD_REQUEST", error.detail))
+    return JSONResponse(
+        {"errors": [{"message": message, "extensions": {"code": code}}]}, error.status_code, error.headers
+    )
+
+
+_UNANSWERED = {
+    404: ("NOT_FOUND", "There is nothing at this address."),
+    405: (
+        "METHOD_NOT_ALLOWED",
+        "This address is not asked so: see `Allow`. Other origins' pages may not ask.",
+    ),
+}
+
+
+class _Kept(StaticFiles):
+    """Files whose addresses change with their content."""
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        response = super().file_response(*arguments, **named)
+        response.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return response
+
+
 async def download(request: Request) -> Response:
     """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
     services: Services = request.app.state.services
@@ -256,7 +354,6 @@ async def download(request: Request) -> Response:
             "Адрес недействителен или устарел: запросите новый.\n"
             "The address is not good (any more): ask for a new one.",
             403,
-            SECURITY_HEADERS,
         )
     try:
         # Whoever has the address was given it as one who may read the certificate.
@@ -270,7 +367,7 @@ async def download(request: Request) -> Response:
                 address=address_of(request),
             )
         if not found:
-            return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, SECURITY_HEADERS)
+            return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404)
         [row] = found
         pdf = row.pdf
         if pdf is None:
@@ -282,21 +379,19 @@ async def download(request: Request) -> Response:
             "В данных справки есть знак, которого нет в шрифте: исправьте данные, аннулируйте справку и выдайте новую."
             "\nThe certificate has a character that no font has: correct the record, annul it and issue a new one.",
             422,
-            SECURITY_HEADERS,
         )
     except (RenderBusy, RenderFailed, DatabaseUnavailable):
         return PlainTextResponse(
             "Сейчас не получилось: повторите через несколько секунд.\n"
             "Not possible right now: try again in a few seconds.",
             503,
-            {**SECURITY_HEADERS, "retry-after": "3"},
+            {"retry-after": "3"},
         )
     filename = f"certificate-{row.number}-{row.year}.pdf"
     return Response(
         pdf,
         200,
         {
-            **SECURITY_HEADERS,
             "content-disposition": f'inline; filename="{filename}"',
             "content-security-policy": "default-src 'none'; sandbox",
         },
@@ -319,7 +414,7 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             return PlainTextResponse(
                 "Сейчас не получилось: повторите позже.\nNot possible right now: try again later.",
                 503,
-                {**SECURITY_HEADERS, "retry-after": "3"},
+                {"retry-after": "3"},
             )
         limited = [
             error.original_error
@@ -330,20 +425,10 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             return PlainTextResponse(
                 "Слишком часто: повторите позже.\nToo often: try again later.",
                 429,
-                {**SECURITY_HEADERS, "retry-after": str(limited[0].retry_after_s)},
+                {"retry-after": str(limited[0].retry_after_s)},
             )
         found = (result.data or {}).get("certificateVerification")
-        nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(
-            _PAGES.get_template("verification.html.j2").render(found=found, nonce=nonce),
-            200 if found else 404,
-            {
-                **SECURITY_HEADERS,
-                "content-security-policy": (
-                    f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; frame-ancestors 'none'"
-                ),
-            },
-        )
+        return page("verification.html.j2", 200 if found else 404, found=found)
 
     return verify
 

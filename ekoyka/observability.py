@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 from time import perf_counter
@@ -57,6 +57,9 @@ RESERVATIONS_LAPSED = Counter("ekoyka_reservations_lapsed_total", "Reservations 
 
 # Where a socket's scope says with which code it was closed, if that went around ASGI.
 CLOSED_WITH = "ekoyka.closed_with"
+
+# What an answer begins with: a page's, a socket's.
+_BEGINNINGS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 # Callers may name their request; nothing else of theirs gets into a log line.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -109,7 +112,7 @@ def configure_logs(settings: Settings) -> None:
     level = max(logging.INFO, logging.getLevelName(settings.log_level))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # These would write addresses, statements or query texts.
-    for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "alembic"):
+    for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "httpx2", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy != "alembic" else logging.WARNING)
 
 
@@ -141,11 +144,15 @@ def where(error: BaseException | None) -> dict[str, Any]:
 class RequestLog:
     """ASGI middleware: every request has an id, which is in its answer and in every log line it causes.
 
-    ``route`` is the one that all of its requests take, where no router says which.
+    ``headers`` are what every answer has, a socket's handshake too, unless it says otherwise itself; ``route`` is
+    the one that all of its requests take, where no router says which.
     """
 
-    def __init__(self, app: ASGIApp, route: Route | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, headers: Sequence[tuple[bytes, bytes]] = (), route: Route | None = None
+    ) -> None:
         self.app = app
+        self.headers = headers
         self.route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,9 +168,15 @@ class RequestLog:
 
         async def sending(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", current.encode())]
+            if message["type"] in _BEGINNINGS:
+                status = message.get("status", status)
+                own = message.get("headers", ())
+                said = {name for name, _ in own}
+                message["headers"] = [
+                    *own,
+                    *[field for field in self.headers if field[0] not in said],
+                    (b"x-request-id", current.encode()),
+                ]
             elif message["type"] == "websocket.close":
                 status = message.get("code", 1000)
             await send(message)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -25,6 +25,10 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     CONSOLE = "console"
+
+
+# Where a provider may be tried out without TLS.
+_THIS_MACHINE = {("http", "127.0.0.1"), ("http", "localhost"), ("http", "::1")}
 
 
 class Settings(BaseSettings):
@@ -68,6 +72,27 @@ class Settings(BaseSettings):
     sessions_keep_address: bool = Field(
         False, description="A session is renewed from the network address of its last use alone."
     )
+    oidc_issuer: str | None = Field(
+        None, description="https://… of an OpenID Connect provider with which people may sign in."
+    )
+    oidc_client_id: str | None = Field(
+        None,
+        validate_default=True,
+        description="This server's name there; its callback is /auth/oidc/callback.",
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        None, description="Its secret there; none for a public client."
+    )
+    oidc_scopes: str = Field("openid email profile", description="What the provider is asked to tell.")
+    oidc_links_accounts: bool = Field(
+        False,
+        description="At the first sign-in a verified e-mail address makes somebody the account that has it; its "
+        "password ends.",
+    )
+    oidc_creates_accounts: bool = Field(
+        False, description="At the first sign-in somebody with a verified e-mail address gets an account."
+    )
+    oidc_timeout_s: float = Field(5.0, gt=0, description="Longest wait for the provider.")
     download_ttl_s: int = Field(300, ge=10, le=3600, description="Life of a certificate's download address.")
     password_hash_rounds: int = Field(12, ge=4, le=16, description="bcrypt cost (2 to the power of it).")
     render_timeout_s: float = Field(5.0, gt=0, description="Longest rendering of one certificate.")
@@ -100,6 +125,29 @@ class Settings(BaseSettings):
             raise ValueError("each key of EKOYKA_TOKEN_KEYS needs at least 32 bytes")
         return keys
 
+    @field_validator("public_url")
+    @classmethod
+    def _an_address(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the public address must begin with https:// (or http://) and name a host")
+        return url
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _over_tls(cls, issuer: str | None) -> str | None:
+        parts = urlsplit(issuer or "https://none")
+        if parts.scheme != "https" and (parts.scheme, parts.hostname) not in _THIS_MACHINE:
+            raise ValueError("the issuer must begin with https://")
+        return issuer
+
+    @field_validator("oidc_client_id")
+    @classmethod
+    def _with_issuer(cls, client_id: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("oidc_issuer") and not client_id:
+            raise ValueError("the provider of EKOYKA_OIDC_ISSUER knows this server by a client id")
+        return client_id
+
     @field_validator("database_url")
     @classmethod
     def _postgresql(cls, url: SecretStr | None) -> SecretStr | None:
@@ -110,4 +158,5 @@ class Settings(BaseSettings):
     @property
     def base_url(self) -> str:
         """The address that clients use, without a slash at its end."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")

@@ -24,6 +24,49 @@ def gid(type_name: str, row: Any) -> str:
     return encode(type_name, row if isinstance(row, int) else row.id)
 
 
+class Browser:
+    """A page of the server's own in a browser: keeps cookies and says the CSRF token beside them."""
+
+    def __init__(self, client: "Client", origin: str = "https://ward.test") -> None:
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=client.app), base_url=origin)
+        self.browsers = client.services.browsers
+
+    def cookie(self, name: str) -> str | None:
+        """What the browser keeps under this name, without its prefix."""
+        return self.http.cookies.get(getattr(self.browsers, name))
+
+    def put(self, name: str, value: str) -> None:
+        """The browser keeps this under the name, instead of what was there."""
+        self.http.cookies.set(getattr(self.browsers, name), value, domain=self.http.base_url.host)
+
+    async def ask(
+        self, query: str, *, headers: dict[str, str] | None = None, **variables: Any
+    ) -> httpx.Response:
+        """The answer to an operation; the headers are those of a page unless others are given."""
+        own = {"x-csrf-token": self.cookie("csrf") or "", "origin": str(self.http.base_url).rstrip("/")}
+        return await self.http.post(
+            "/graphql",
+            json={"query": query, "variables": variables},
+            headers=own if headers is None else headers,
+        )
+
+    async def data(self, query: str, **variables: Any) -> Any:
+        """The only field of the answer; there must be no error."""
+        answer = (await self.ask(query, **variables)).json()
+        assert "errors" not in answer, answer["errors"]
+        [value] = answer["data"].values()
+        return value
+
+    async def sign_in(self, email: str, password: str) -> httpx.Response:
+        """A sign-in that is carried by cookies from now on."""
+        return await self.ask(
+            "mutation ($e: String!, $p: String!) { signIn(input: {email: $e, password: $p, browser: true}) "
+            "{ __typename ... on BrowserSession { expiresAt endsAt account { name } } ... on Refusal { code } } }",
+            e=email,
+            p=password,
+        )
+
+
 class Client:
     """Sends operations and gives their answers."""
 

@@ -50,7 +50,7 @@ class Server:
 async def start(settings: Settings, *, log: Path | None = None, **environment: str) -> Server:
     """A server process of `ekoyka serve`; it may not be ready yet. ``log`` receives all that it says."""
     assert settings.database_url is not None
-    port = free_port()
+    port = int(environment.get("EKOYKA_PORT") or free_port())
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from graphql import get_argument_values
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from ekoyka.api.accounts import Accounts
+from ekoyka.api.browsers import Browsers, Carried
 from ekoyka.api.clients import address_of
 from ekoyka.api.presentation import OutOfSight
 from ekoyka.api.watching import Watching
@@ -34,6 +35,9 @@ from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
 from ekoyka.rates import attempt
 from ekoyka.settings import Settings
+
+if TYPE_CHECKING:
+    from ekoyka.identity.provider import Provider
 
 _VALUES = {
     "named": "text",
@@ -99,6 +103,8 @@ class Services:
     watching: Watching
     accounts: Accounts
     readings: Readings
+    browsers: Browsers
+    provider: Provider | None
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
@@ -126,6 +132,9 @@ class Run(ReadContext):
         self.compiled = compiled
         self.connection_params: dict[str, Any] | None = None
         self._latest: Run | None = None
+        # What the request's cookies carry, where they say who asks; and those that its answer sets.
+        self.carried: Carried | None = None
+        self.cookies: list[str] = []
         # What a mutation leaves to be done once its transaction is committed.
         self.after_commit: list[Callable[[], Awaitable[None]]] = []
 

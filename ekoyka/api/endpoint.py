@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
@@ -25,12 +25,15 @@ from strawberry.exceptions import MissingQueryError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types.graphql import OperationType
 
+from ekoyka.api.browsers import CrossSite
+from ekoyka.api.clients import Fields
 from ekoyka.api.context import Run, Services
 from ekoyka.api.presentation import UNAVAILABLE, present
 from ekoyka.api.requests import BadRequest, document_of
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.plan import PlanError
 from ekoyka.identity.credentials import NotAuthenticated, ReadToken
+from ekoyka.identity.sessions import CsrfTokenWrong
 from ekoyka.observability import count_operation, request_id
 
 log = structlog.get_logger(__name__)
@@ -42,6 +45,8 @@ WORTH_COMPRESSING_BYTES = 4096
 _GZIP_LEVEL = 1
 # Codes of what may go well when it is asked again.
 _LATER = {"SERVICE_UNAVAILABLE", "TIMED_OUT"}
+# Codes of what a page of another site may have made a browser ask.
+_UNASKED = {"CSRF_TOKEN_WRONG", "CROSS_SITE_REQUEST"}
 
 
 def _takes_gzip(accept_encoding: str) -> bool:
@@ -133,16 +138,6 @@ def bearer(authorization: str, services: Services) -> ReadToken | None:
     return services.tokens.read(token.strip())
 
 
-class Fields:
-    """A request's header fields by name, as text: empty where one is absent, the last where it is repeated."""
-
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        self._raw = dict(raw)
-
-    def __getitem__(self, name: bytes) -> str:
-        return self._raw.get(name, b"").decode("latin-1")
-
-
 class _TooLarge(Exception):
     """The body is larger than it may be."""
 
@@ -220,8 +215,16 @@ class Endpoint:
         if not isinstance(body.get("operationName"), str | None):
             return failure(400, "BAD_REQUEST", "`operationName` is text.")
         services: Services = state.services
+        carried = None
         try:
             token = bearer(headers[b"authorization"], services)
+            # Beside a bearer token cookies mean nothing.
+            if token is None and headers[b"cookie"]:
+                carried = services.browsers.carried(headers)
+                token = carried.token if carried else None
+        except (CrossSite, CsrfTokenWrong) as error:
+            [told] = present([GraphQLError("", original_error=error)])
+            return failure(403, told["extensions"]["code"], told["message"])
         except NotAuthenticated:
             return failure(
                 401,
@@ -237,7 +240,11 @@ class Endpoint:
             return failure(503, "SERVICE_UNAVAILABLE", UNAVAILABLE, {"retry-after": "1"})
         actor = token.actor if token else None
         run = Run(services, HTTPConnection(scope), actor, preferred(headers[b"accept-language"]))
-        return await self._answer(run, text, body, headers)
+        run.carried = carried
+        response = await self._answer(run, text, body, headers)
+        for cookie in run.cookies:
+            response.headers.append("set-cookie", cookie)
+        return response
 
     async def _answer(self, run: Run, query: str, body: dict[str, Any], headers: Fields) -> Response:
         started = perf_counter()
@@ -293,6 +300,8 @@ class Endpoint:
         elif "RATE_LIMITED" in codes:
             waits = [error["extensions"].get("retryAfterS", 1) for error in errors]
             status, more = 429, {"retry-after": str(max(waits))}
+        elif codes & _UNASKED:
+            status = 403
         elif not began and answer_type == _GRAPHQL_JSON:
             status = 401 if "UNAUTHENTICATED" in codes else 400
         content = b"{" + b",".join(parts) + b"}"

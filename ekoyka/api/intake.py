@@ -10,12 +10,15 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ekoyka.api.headers import ALWAYS
+
 # From a connection's beginning, or a later request's first byte, to the last byte of the body.
 PATIENCE_S = 10.0
 # Of a head that has not arrived whole: what one read of the socket brings is taken as it is.
 LARGEST_HEAD_BYTES = 64 * 1024
 
 _ANSWERS = {
+    400: (b"400 Bad Request", b"BAD_REQUEST", b"This is not HTTP/1.1."),
     408: (
         b"408 Request Timeout",
         b"REQUEST_TIMEOUT",
@@ -27,6 +30,9 @@ _ANSWERS = {
         b"The address and header fields hold at most 64 KiB.",
     ),
 }
+
+
+_FIELDS = b"".join(b"%b: %b\r\n" % field for field in ALWAYS)
 
 
 class Intake(HttpToolsProtocol):
@@ -50,6 +56,9 @@ class Intake(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > LARGEST_HEAD_BYTES:
                 self._refuse(431)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -88,7 +97,7 @@ class Intake(HttpToolsProtocol):
             line, code, message = _ANSWERS[status]
             body = b'{"errors":[{"message":"%b","extensions":{"code":"%b"}}]}' % (message, code)
             self.transport.write(
-                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"connection: close\r\n\r\n%b" % (line, len(body), body)
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b"
+                b"connection: close\r\n\r\n%b" % (line, len(body), _FIELDS, body)
             )
         self.transport.close()

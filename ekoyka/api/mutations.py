@@ -43,7 +43,7 @@ _Class = TypeVar("_Class", bound=type)
 
 Made = Mapping[str, Any]
 """The values of a payload that is no row, for a type declared with ``columns``."""
-Body = Callable[..., Awaitable[int | Made]]
+Body = Callable[..., Awaitable[Any]]
 
 RefusalInterface = graph.interface(
     "Refusal",
@@ -121,13 +121,14 @@ def mutation(
     name: str,
     *,
     returns: str,
+    or_returns: tuple[str, ...] = (),
     roles: frozenset[str],
     refusals: Iterable[type[Refusal]] = (),
     description: str,
     transaction: bool = True,
 ) -> Callable[[Body], Body]:
     """The function is the mutation of this GraphQL name: ``(run, session, input)``, or ``(run, input)``
-    without a ``transaction`` of its own, where it opens what it needs."""
+    without a ``transaction`` of its own, where it opens what it needs and may return another type by its name."""
 
     def declare(body: Body) -> Body:
         input_type = inspect.get_annotations(body, eval_str=True)["input"]
@@ -156,7 +157,9 @@ def mutation(
             try:
                 _refuse_unwritable(input, ("input",))
                 if not transaction:
-                    return await run.payload(response_key, returns, await body(run, input))
+                    made = await body(run, input)
+                    kind, values = made if isinstance(made, tuple) else (returns, made)
+                    return await run.payload(response_key, kind, values)
                 return await _in_transaction(run, response_key, name, returns, body, input)
             except Refusal as error:
                 return await run.payload(
@@ -188,19 +191,19 @@ def mutation(
         graph.NAMESPACE[input_type.__name__] = input_type
         graph.ROOT_ROLES[f"Mutation.{name}"] = roles
         _FIELDS[name] = field
-        _UNIONS[union_name] = (returns, known)
+        _UNIONS[union_name] = ((returns, *or_returns), known)
         return body
 
     return declare
 
 
-_UNIONS: dict[str, tuple[str, list[type[Refusal]]]] = {}
+_UNIONS: dict[str, tuple[tuple[str, ...], list[type[Refusal]]]] = {}
 
 
 def mutation_type() -> type:
     """The schema's mutation type, of all mutations declared so far."""
     for union_name, (returns, known) in _UNIONS.items():
-        members = tuple(graph.NAMESPACE[name] for name in (returns, *(_REFUSALS[cls] for cls in known)))
+        members = tuple(graph.NAMESPACE[name] for name in (*returns, *(_REFUSALS[cls] for cls in known)))
         graph.NAMESPACE[union_name] = Annotated[
             Union[members],  # noqa: UP007 -- a tuple made at run time
             strawberry.union(union_name, description="What was done, or a named «no»."),

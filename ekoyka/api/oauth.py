@@ -23,12 +23,7 @@ from ekoyka.identity import sessions
 from ekoyka.identity.credentials import NotAuthenticated
 from ekoyka.rates import RateLimited
 
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-_HEADERS = {**SECURITY_HEADERS, "pragma": "no-cache"}  # RFC 6749, 5.1
+_HEADERS = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749, 5.1
 
 
 async def token(request: Request) -> Response:
@@ -103,10 +98,10 @@ async def _grant(request: Request, services: Services, given: Mapping[str, str])
     except Refusal as refusal:
         # RFC 6749, 5.2 leaves a description nothing but ASCII.
         raise InvalidGrantError(refusal.message("en")) from None
-    signed_in, text, _ = made
+    signed_in, access = made
     return JSONResponse(
         {
-            "access_token": text,
+            "access_token": access.text,
             "token_type": "Bearer",
             "expires_in": services.settings.access_token_ttl_s,
             "refresh_token": signed_in.refresh_token,

@@ -7,11 +7,13 @@ from typing import Any
 import structlog
 from graphql import GraphQLError, GraphQLSyntaxError
 
+from ekoyka.api.browsers import CSRF_HEADER, CrossSite
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.execution import ActorGone
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.wording import plainly
 from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.identity.sessions import CsrfTokenWrong
 from ekoyka.observability import request_id, where
 from ekoyka.rates import RateLimited
 
@@ -27,6 +29,8 @@ UNAVAILABLE = "The database cannot be reached right now; the same request may su
 _SENTENCES = {
     "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
     "NOT_FOUND": "There is no such record.",
+    "CROSS_SITE_REQUEST": "Cookies count for pages of this server's own origin (EKOYKA_PUBLIC_URL) alone.",
+    "CSRF_TOKEN_WRONG": f"Send the value of the cookie that ends with ekoyka_csrf as {CSRF_HEADER}.",
     "SERVICE_UNAVAILABLE": UNAVAILABLE,
     "TIMED_OUT": (
         "It took too long and was given up. A change may have been made or not: "
@@ -62,6 +66,9 @@ def _present(error: GraphQLError) -> dict[str, Any]:
         shown["message"] = _SENTENCES[code]
     elif isinstance(cause, OutOfSight):
         code = "NOT_FOUND"
+        shown["message"] = _SENTENCES[code]
+    elif isinstance(cause, CrossSite | CsrfTokenWrong):
+        code = "CROSS_SITE_REQUEST" if isinstance(cause, CrossSite) else "CSRF_TOKEN_WRONG"
         shown["message"] = _SENTENCES[code]
     elif isinstance(cause, DatabaseUnavailable):
         code = "SERVICE_UNAVAILABLE"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import strawberry
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from ekoyka.api.clients import address_of, origin_of
+from ekoyka.api.browsers import CrossSite
+from ekoyka.api.clients import Fields, address_of, origin_of
 from ekoyka.api.context import Run, Services
 from ekoyka.api.identity_mutations import AccountInput
 from ekoyka.api.mutations import Made, key, mutation
@@ -16,6 +15,7 @@ from ekoyka.api.scalars import ID, DateTime
 from ekoyka.errors import Invalid
 from ekoyka.graph import declare as graph
 from ekoyka.identity import limits, operations, sessions
+from ekoyka.identity.credentials import AccessToken
 from ekoyka.identity.operations import EmailTaken
 from ekoyka.identity.sessions import (
     AccountBlocked,
@@ -48,6 +48,19 @@ class Tokens:
     account: SignedInAccount | None = graph.one("account_id", "Whose it is.")
 
 
+@graph.type_(
+    description="A sign-in that the browser carries: its answer has set cookies, which no script reads. With every "
+    "request send the value of the cookie that ends with `ekoyka_csrf` as `X-CSRF-Token`.",
+    columns={"expires_at": "timestamptz", "ends_at": "timestamptz", "account_id": "bigint"},
+)
+class BrowserSession:
+    """What a browser's sign-in gives."""
+
+    expires_at: DateTime = graph.column("Until when requests are taken; `tokenRefresh` goes on.")
+    ends_at: DateTime = graph.column("When the session ends by itself, however often it is renewed.")
+    account: SignedInAccount | None = graph.one("account_id", "Whose it is.")
+
+
 @graph.type_(table="account", description="Who has just signed in.")
 class SignedInAccount:
     """An account at its sign-in."""
@@ -57,9 +70,9 @@ class SignedInAccount:
 
 
 async def sign_in(
-    services: Services, email: str, password: str, origin: Origin
-) -> tuple[SignedIn, str, datetime]:
-    """A session is open: who it is, the access token and when it ends.
+    services: Services, email: str, password: str, origin: Origin, *, browser: bool = False
+) -> tuple[SignedIn, AccessToken]:
+    """A session is open: who it is, and the access token.
 
     Raises `CredentialsWrong`, `AccountBlocked`, `RateLimited`. Hashing stands between two transactions, in none.
     """
@@ -77,66 +90,136 @@ async def sign_in(
             password_hash=found.password_hash,
             ttl_s=services.settings.refresh_token_ttl_s,
             origin=origin,
+            browser=browser,
         )
     await forgive(services.database, counted[0])
-    token = services.tokens.issue(signed_in.actor)
-    return signed_in, token.text, token.expires_at
+    return signed_in, services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash)
 
 
-async def refresh(services: Services, refresh_token: str, origin: Origin) -> tuple[SignedIn, str, datetime]:
-    """The next pair of tokens. Raises `SessionEnded`."""
+async def refresh(
+    services: Services, refresh_token: str, origin: Origin, *, csrf_token: str | None = None
+) -> tuple[SignedIn, AccessToken]:
+    """The next pair of tokens. Raises `SessionEnded`, `CsrfTokenWrong`."""
     async with services.database.transaction() as session:
         signed_in = await sessions.refresh(
-            session, refresh_token, origin=origin, same_address=services.settings.sessions_keep_address
+            session,
+            refresh_token,
+            origin=origin,
+            same_address=services.settings.sessions_keep_address,
+            csrf_token=csrf_token,
         )
     if signed_in is None:
         raise SessionEnded
-    token = services.tokens.issue(signed_in.actor)
-    return signed_in, token.text, token.expires_at
+    return signed_in, services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash)
 
 
-def _made(signed_in: SignedIn, text: str, expires_at: datetime) -> Made:
-    return {
-        "access_token": text,
-        "expires_at": expires_at,
-        "refresh_token": signed_in.refresh_token,
-        "account_id": signed_in.actor.account_id,
-    }
+def _in_cookies(run: Run, wanted: bool) -> bool:
+    """Whether the session is to be carried in cookies. Raises `CrossSite`, `Invalid`."""
+    if wanted:
+        if run.connection.scope["type"] != "http":
+            raise Invalid(
+                ("browser",),
+                ru="Cookie передаются только в ответе по HTTP: отправьте запрос методом POST.",
+                en="Cookies come with an HTTP answer alone: send this by POST.",
+            )
+        if not run.services.browsers.is_own(Fields(run.connection.scope["headers"])):
+            raise CrossSite
+    return wanted
+
+
+def _made(run: Run, signed_in: SignedIn, token: AccessToken) -> tuple[str, Made]:
+    """The tokens; of a browser's session in cookies, and never in the body."""
+    values: Made = {"expires_at": token.expires_at, "account_id": signed_in.actor.account_id}
+    if signed_in.csrf_hash is None:
+        return "Tokens", {
+            **values,
+            "access_token": token.text,
+            "refresh_token": signed_in.refresh_token,
+        }
+    run.cookies += run.services.browsers.signed_in(signed_in, token)
+    return "BrowserSession", {**values, "ends_at": signed_in.ends_at}
+
+
+async def _open(
+    run: Run, session: AsyncSession, account_id: int, password_hash: str, *, browser: bool
+) -> SignedIn:
+    return await sessions.open_session(
+        session,
+        account_id=account_id,
+        password_hash=password_hash,
+        ttl_s=run.services.settings.refresh_token_ttl_s,
+        origin=origin_of(run.connection),
+        browser=browser,
+    )
+
+
+def _issued(run: Run, signed_in: SignedIn) -> tuple[str, Made]:
+    return _made(run, signed_in, run.services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash))
+
+
+_BROWSER = (
+    "True for a page in a browser: the session is carried in cookies, and the answer is a `BrowserSession`."
+)
 
 
 @strawberry.input(description="Credentials.")
 class SignInInput:
     email: str = field(description="The e-mail address.")
     password: str = field(description="The password.")
+    browser: bool = field(description=_BROWSER, default=False)
 
 
 @mutation(
     "signIn",
     returns="Tokens",
+    or_returns=("BrowserSession",),
     roles=ANYONE,
     refusals=(CredentialsWrong, AccountBlocked),
     description="Sign in. OAuth 2 clients use `POST /auth/token`.",
     transaction=False,
 )
-async def sign_in_mutation(run: Run, input: SignInInput) -> Made:
-    return _made(*await sign_in(run.services, input.email, input.password, origin_of(run.connection)))
+async def sign_in_mutation(run: Run, input: SignInInput) -> tuple[str, Made]:
+    browser = _in_cookies(run, input.browser)
+    origin = origin_of(run.connection)
+    return _made(run, *await sign_in(run.services, input.email, input.password, origin, browser=browser))
 
 
 @strawberry.input(description="A refresh token.")
 class TokenInput:
-    refresh_token: str = field(description="The refresh token of the last sign-in or refresh.")
+    refresh_token: str | None = field(
+        description="The refresh token of the last sign-in or refresh; null for the one in a browser's cookie.",
+        default=None,
+    )
 
 
 @mutation(
     "tokenRefresh",
     returns="Tokens",
+    or_returns=("BrowserSession",),
     roles=ANYONE,
     refusals=(SessionEnded,),
-    description="A new pair of tokens for the old one, which is used up; using it again ends the session.",
+    description="A new pair of tokens for the old one, which is used up; using it again ends the session. The pages "
+    "of one browser share its token: let one of them refresh at a time (`navigator.locks`).",
     transaction=False,
 )
-async def token_refresh(run: Run, input: TokenInput) -> Made:
-    return _made(*await refresh(run.services, input.refresh_token, origin_of(run.connection)))
+async def token_refresh(run: Run, input: TokenInput) -> tuple[str, Made]:
+    if input.refresh_token is not None:
+        return _made(run, *await refresh(run.services, input.refresh_token, origin_of(run.connection)))
+    carried = run.carried
+    if carried is None or carried.refresh_token is None:
+        raise SessionEnded(("refreshToken",))
+    _in_cookies(run, True)
+    try:
+        made = await refresh(
+            run.services,
+            carried.refresh_token,
+            origin_of(run.connection),
+            csrf_token=carried.csrf_token,
+        )
+    except SessionEnded:
+        run.cookies += run.services.browsers.signed_out()
+        raise
+    return _made(run, *made)
 
 
 @graph.type_(description="Done.", columns={"done": "boolean"})
@@ -150,12 +233,20 @@ class SignedOut:
     "signOut",
     returns="SignedOut",
     roles=ANYONE,
-    description="The session of this refresh token is over; the access token ends by itself within minutes.",
+    description="The session of this refresh token is over; the access token ends by itself within minutes. A "
+    "browser's cookies are taken away.",
     transaction=False,
 )
 async def sign_out(run: Run, input: TokenInput) -> Made:
-    async with run.database.transaction() as session:
-        await sessions.end_session(session, input.refresh_token)
+    refresh_token, csrf_token = input.refresh_token, None
+    by_cookie = refresh_token is None and _in_cookies(run, run.carried is not None)
+    if by_cookie and run.carried is not None:
+        refresh_token, csrf_token = run.carried.refresh_token, run.carried.csrf_token
+    if refresh_token is not None:
+        async with run.database.transaction() as session:
+            await sessions.end_session(session, refresh_token, csrf_token=csrf_token)
+    if by_cookie:
+        run.cookies += run.services.browsers.signed_out()
     return {"done": True}
 
 
@@ -167,17 +258,20 @@ class RegisterInput:
     )
     name: str = field(description="The person's name, 1 to 200 characters.")
     language: str = field(description="The language for messages: ru or en.", default="ru")
+    browser: bool = field(description=_BROWSER, default=False)
 
 
 @mutation(
     "register",
     returns="Tokens",
+    or_returns=("BrowserSession",),
     roles=ANYONE,
     refusals=(EmailTaken, AccountBlocked),
     description="A person gets an account and is signed in.",
     transaction=False,
 )
-async def register(run: Run, input: RegisterInput) -> Made:
+async def register(run: Run, input: RegisterInput) -> tuple[str, Made]:
+    browser = _in_cookies(run, input.browser)
     await attempt(run.database, limits.registration(address_of(run.connection)))
     hashed = await run.services.hasher.hash(input.password)
     async with run.database.transaction() as session:
@@ -187,15 +281,8 @@ async def register(run: Run, input: RegisterInput) -> Made:
             password_hash=hashed,
             details={"name": input.name, "language": input.language},
         )
-        signed_in = await sessions.open_session(
-            session,
-            account_id=account.id,
-            password_hash=hashed,
-            ttl_s=run.services.settings.refresh_token_ttl_s,
-            origin=origin_of(run.connection),
-        )
-    token = run.services.tokens.issue(signed_in.actor)
-    return _made(signed_in, token.text, token.expires_at)
+        signed_in = await _open(run, session, account.id, hashed, browser=browser)
+    return _issued(run, signed_in)
 
 
 async def _new_hash(services: Services, password: str) -> str:
@@ -217,13 +304,16 @@ class PasswordChangeInput:
 @mutation(
     "passwordChange",
     returns="Tokens",
+    or_returns=("BrowserSession",),
     roles=SIGNED_IN,
     refusals=(CredentialsWrong, AccountBlocked),
-    description="One's own password is changed: every session is over, and a new one is open.",
+    description="One's own password is changed: every session is over, and a new one is open, carried as the old "
+    "one was.",
     transaction=False,
 )
-async def password_change(run: Run, input: PasswordChangeInput) -> Made:
+async def password_change(run: Run, input: PasswordChangeInput) -> tuple[str, Made]:
     actor, services = run.known_actor, run.services
+    browser = _in_cookies(run, run.carried is not None)
     async with services.database.transaction() as session:
         present = await operations.password_hash_of(session, actor=actor)
     if not await services.hasher.verify(input.password, present):
@@ -231,15 +321,8 @@ async def password_change(run: Run, input: PasswordChangeInput) -> Made:
     hashed = await _new_hash(services, input.new_password)
     async with services.database.transaction() as session:
         account = await operations.change_password(session, actor=actor, password_hash=hashed)
-        signed_in = await sessions.open_session(
-            session,
-            account_id=account.id,
-            password_hash=hashed,
-            ttl_s=services.settings.refresh_token_ttl_s,
-            origin=origin_of(run.connection),
-        )
-    token = services.tokens.issue(signed_in.actor)
-    return _made(signed_in, token.text, token.expires_at)
+        signed_in = await _open(run, session, account.id, hashed, browser=browser)
+    return _issued(run, signed_in)
 
 
 @strawberry.input(description="Whether the session that asks goes on.")
@@ -315,27 +398,23 @@ class PasswordResetInput:
     new_password: str = field(
         description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
     )
+    browser: bool = field(description=_BROWSER, default=False)
 
 
 @mutation(
     "passwordReset",
     returns="Tokens",
+    or_returns=("BrowserSession",),
     roles=ANYONE,
     refusals=(ResetCodeWrong, AccountBlocked),
     description="A new password is set by an administrator's code, and its holder is signed in.",
     transaction=False,
 )
-async def password_reset(run: Run, input: PasswordResetInput) -> Made:
+async def password_reset(run: Run, input: PasswordResetInput) -> tuple[str, Made]:
     services = run.services
+    browser = _in_cookies(run, input.browser)
     hashed = await _new_hash(services, input.new_password)
     async with services.database.transaction() as session:
         account_id = await sessions.reset_password(session, code=input.code, password_hash=hashed)
-        signed_in = await sessions.open_session(
-            session,
-            account_id=account_id,
-            password_hash=hashed,
-            ttl_s=services.settings.refresh_token_ttl_s,
-            origin=origin_of(run.connection),
-        )
-    token = services.tokens.issue(signed_in.actor)
-    return _made(signed_in, token.text, token.expires_at)
+        signed_in = await _open(run, session, account_id, hashed, browser=browser)
+    return _issued(run, signed_in)

@@ -41,7 +41,7 @@ from ekoyka.api.subscriptions import asked
 from ekoyka.api.watching import AccountChanged, Member, errors_of
 from ekoyka.database import DatabaseUnavailable
 from ekoyka.graph.plan import PlanError
-from ekoyka.identity.credentials import NotAuthenticated
+from ekoyka.identity.credentials import NotAuthenticated, ReadToken
 from ekoyka.identity.readings import Reader, reader_of
 from ekoyka.observability import request_id
 
@@ -111,7 +111,7 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         if isinstance(payload, dict) and not self.connection_init_received:
             try:
                 given = payload.get("authorization") or payload.get("Authorization") or ""
-                token = bearer(str(given), self.context.services)
+                token = bearer(str(given), self.context.services) or self._carried(payload)
             except NotAuthenticated:
                 await self.websocket.close(_TOKEN_ENDED, "The access token is not good (any more).")
                 return
@@ -126,6 +126,12 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         # Neither is of any use from now on; the second holds the token.
         self.connection_init_timeout_task = None
         self.context.connection_params = None
+
+    def _carried(self, payload: dict[str, Any]) -> ReadToken | None:
+        """The token of a browser's page, which cannot set header fields. Raises `NotAuthenticated`."""
+        run = self.context
+        run.carried = run.services.browsers.on_socket(run.connection, payload)
+        return run.carried.token if run.carried else None
 
     async def handle_message(self, message: Any) -> None:
         if not isinstance(message, dict):
@@ -225,7 +231,7 @@ class Sockets(GraphQL[Run, None]):
     websocket_adapter_class = _TextFrames
     graphql_transport_ws_handler_class = _Handler
 
-    def __init__(self, schema: strawberry.Schema, *, operations_per_socket: int) -> None:
+    def __init__(self, schema: strawberry.Schema, *, operations_per_socket: int, origin: str) -> None:
         super().__init__(
             schema,
             graphql_ide=None,
@@ -233,6 +239,8 @@ class Sockets(GraphQL[Run, None]):
             subscription_protocols=(GRAPHQL_TRANSPORT_WS_PROTOCOL,),
             connection_init_wait_timeout=INIT_PATIENCE,
             max_subscriptions_per_connection=operations_per_socket,
+            # Beside the one that the `Host` names; pages of others are refused with 403.
+            allowed_origins=(origin,),
         )
 
     async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Run:

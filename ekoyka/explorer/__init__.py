@@ -52,6 +52,41 @@ query Dispensaries {
 }
 """
 
+SIGNED_IN_DOCUMENT = """\
+# ЭКойка. Вы вошли: запускайте (▶ или Ctrl+Enter).
+# Описание всех полей слева вверху, подсказки
+# по Ctrl+Пробел. Уходя с общего компьютера,
+# запустите SignOut.
+#
+# EKoyka. You are signed in: run things (▶ or
+# Ctrl+Enter). Every field is described at the top
+# left; Ctrl+Space completes. Leaving a computer that
+# others use, run SignOut.
+
+query Dispensaries {
+  dispensaries(first: 5) {
+    edges {
+      node {
+        id
+        name
+        bedCounts {
+          total
+          free
+        }
+      }
+    }
+  }
+}
+
+mutation SignOut {
+  signOut(input: {}) {
+    ... on SignedOut {
+      done
+    }
+  }
+}
+"""
+
 _PAGE = """\
 <!doctype html>
 <html lang="{language}">
@@ -70,7 +105,7 @@ _HEAD = """\
 <script type="module" nonce="{nonce}" src="/static/explorer/{version}/explorer.js"></script>
 """
 _ROOT = """\
-<div id="root" data-endpoint="{endpoint}" data-document="{document}"></div>
+<div id="root" data-endpoint="{endpoint}" data-csrf-cookie="{csrf_cookie}" data-document="{document}"></div>
 <noscript>Для GraphiQL нужен JavaScript. <span lang="en">GraphiQL needs JavaScript.</span></noscript>
 """
 _NOT_BUILT = """\
@@ -99,14 +134,17 @@ def assets_present() -> bool:
 def content_security_policy(nonce: str) -> str:
     """The policy of the page with the same ``nonce``: scripts from it alone, everything from this origin.
 
-    Monaco writes its styles into the document, hence ``'unsafe-inline'`` for styles; its fonts and pictures
-    are ``data:`` addresses in the style sheet. ``'self'`` covers the WebSocket of the same host.
+    Monaco places each line of text by a ``style`` attribute in HTML that it puts together as text, which no nonce
+    can cover, hence ``'unsafe-inline'`` for attributes: they can load nothing that the rest does not allow. The
+    style sheets that it makes have the nonce. Its fonts and pictures are ``data:`` addresses in the style sheet.
+    ``'self'`` covers the WebSocket of the same host.
     """
     return "; ".join(
         (
             "default-src 'none'",
             f"script-src 'nonce-{nonce}'",
-            "style-src 'self' 'unsafe-inline'",
+            f"style-src 'self' 'nonce-{nonce}'",
+            "style-src-attr 'unsafe-inline'",
             "worker-src 'self'",
             "connect-src 'self'",
             "img-src 'self' data:",
@@ -118,10 +156,17 @@ def content_security_policy(nonce: str) -> str:
     )
 
 
-def page(*, graphql_path: str = "/graphql", nonce: str) -> str:
+def page(
+    *,
+    graphql_path: str = "/graphql",
+    nonce: str,
+    csrf_cookie: str = "ekoyka_csrf",
+    signed_in: bool = False,
+) -> str:
     """The explorer's HTML, or how to get it where its assets are not built.
 
-    Served with `content_security_policy` of the same ``nonce``, which is new for every answer.
+    Served with `content_security_policy` of the same ``nonce``, which is new for every answer. Whoever has not
+    ``signed_in`` is told how to; ``csrf_cookie`` is where the page finds its CSRF token once somebody has.
     """
     version, endpoint = _version(), escape(graphql_path)
     if version is None:
@@ -129,5 +174,9 @@ def page(*, graphql_path: str = "/graphql", nonce: str) -> str:
     return _PAGE.format(
         language="en",
         head=_HEAD.format(version=version, nonce=escape(nonce)),
-        body=_ROOT.format(endpoint=endpoint, document=escape(FIRST_DOCUMENT)),
+        body=_ROOT.format(
+            endpoint=endpoint,
+            csrf_cookie=escape(csrf_cookie),
+            document=escape(SIGNED_IN_DOCUMENT if signed_in else FIRST_DOCUMENT),
+        ),
     )

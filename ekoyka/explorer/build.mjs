@@ -8,7 +8,7 @@ import { dirname, join } from "node:path";
 import { build } from "esbuild";
 
 const here = import.meta.dirname;
-const sources = ["build.mjs", "explorer.jsx", "explorer.css", "package-lock.json"];
+const sources = ["build.mjs", "explorer.jsx", "nonce.js", "session.js", "explorer.css", "package-lock.json"];
 const digest = createHash("sha256");
 for (const source of sources) digest.update(readFileSync(join(here, source)));
 const root = join(here, "..", "static", "explorer");

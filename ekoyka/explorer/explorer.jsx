@@ -1,7 +1,9 @@
 // GraphiQL for the endpoint that the page names in its root element.
+import "./nonce.js";
 import { createGraphiQLFetcher } from "@graphiql/toolkit";
 import { GraphiQL } from "graphiql";
 import { createRoot } from "react-dom/client";
+import { carried } from "./session.js";
 
 const workers = { json: "json.worker.js", graphql: "graphql.worker.js" };
 globalThis.MonacoEnvironment = {
@@ -24,7 +26,7 @@ const fetcher = createGraphiQLFetcher({
 // of a computer that a ward shares.
 createRoot(root).render(
   <GraphiQL
-    fetcher={fetcher}
+    fetcher={carried(fetcher)}
     storage={sessionStorage}
     defaultQuery={root.dataset.document}
     defaultEditorToolsVisibility="headers"

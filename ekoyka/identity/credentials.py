@@ -116,10 +116,11 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True)
 class ReadToken:
-    """What a good access token says."""
+    """What a good access token says; a browser's also what its CSRF token's digest is."""
 
     actor: Actor
     expires_at_s: float
+    csrf_hash: bytes | None = None
 
     @property
     def expires_at(self) -> datetime:
@@ -165,8 +166,8 @@ class Tokens:
             raise NotAuthenticated(type(error).__name__) from None
         return dict(token.claims)
 
-    def issue(self, actor: Actor) -> AccessToken:
-        """An access token for the actor as they are now."""
+    def issue(self, actor: Actor, *, csrf_hash: bytes | None = None) -> AccessToken:
+        """An access token for the actor as they are now; a browser's is good beside its CSRF token alone."""
         now = int(time.time())
         claims = {
             "iss": self._issuer,
@@ -181,6 +182,8 @@ class Tokens:
             "doc": sorted(actor.doctor_of),
             "dsp": sorted(actor.dispatcher_of),
         }
+        if csrf_hash is not None:
+            claims["csrf"] = csrf_hash.hex()
         header = {"alg": _ALGORITHM, "kid": self._signing.kid, "typ": "JWT"}
         text = jwt.encode(header, claims, self._signing, algorithms=[_ALGORITHM])
         return AccessToken(text, datetime.fromtimestamp(now + self._ttl_s, UTC))
@@ -206,9 +209,10 @@ class Tokens:
                 dispatcher_of=frozenset(int(item) for item in claims["dsp"]),
                 session_id=int(claims["sid"]) if claims.get("sid") is not None else None,
             )
+            csrf_hash = bytes.fromhex(claims["csrf"]) if "csrf" in claims else None
         except (KeyError, TypeError, ValueError) as error:
             raise NotAuthenticated(type(error).__name__) from None
-        return ReadToken(actor, float(claims["exp"]))
+        return ReadToken(actor, float(claims["exp"]), csrf_hash)
 
 
 def load_keys(settings: Settings) -> list[str]:

@@ -16,7 +16,12 @@ def sign_in(email: str, address: str | None, *, known_there: bool) -> tuple[Limi
         if known_there
         else Limit("sign-in", who, 10, 86_400, slower=True)
     )
-    return account, Limit("sign-in from", where, 300, 3600)
+    return account, sign_in_from(address)
+
+
+def sign_in_from(address: str | None) -> Limit:
+    """The limit of sign-ins of all accounts from a network address."""
+    return Limit("sign-in from", address or "?", 300, 3600)
 
 
 def registration(address: str | None) -> Limit:

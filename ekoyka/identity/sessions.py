@@ -2,11 +2,15 @@
 
 An access token ends by itself within minutes; where it must end at once, the account's ``auth_version`` is
 raised, and the other sessions' clients get new ones for their refresh tokens.
+
+A browser's session also has a CSRF token, kept as a digest, for as long as it lasts. It is random and not
+derived from a signing key: keys are rotated within minutes, and sessions go on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -60,6 +64,10 @@ class ResetCodeWrong(Refusal):
     en = "The code is wrong, used or too old: ask the administrator for another."
 
 
+class CsrfTokenWrong(Exception):
+    """What cookies carry came without the CSRF token of their session."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a request comes from: its network address, and what the client calls itself."""
@@ -70,10 +78,16 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """What a sign-in or refresh gives: who it is, and the next refresh token."""
+    """What a sign-in or refresh gives: who it is, the next refresh token, and when the session ends by itself.
+
+    In a browser's session also the CSRF token, told once, and what is kept of it.
+    """
 
     actor: Actor
     refresh_token: str
+    ends_at: datetime
+    csrf_hash: bytes | None = None
+    csrf_token: str | None = None
 
 
 NOWHERE = Origin()
@@ -84,10 +98,21 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+def is_csrf_token(given: str, csrf_hash: bytes) -> bool:
+    """Whether this is the CSRF token whose digest was kept; takes the same time for any."""
+    return hmac.compare_digest(digest(given), csrf_hash)
+
+
 async def open_session(
-    session: AsyncSession, *, account_id: int, password_hash: str, ttl_s: int, origin: Origin = NOWHERE
+    session: AsyncSession,
+    *,
+    account_id: int,
+    password_hash: str | None,
+    ttl_s: int,
+    origin: Origin = NOWHERE,
+    browser: bool = False,
 ) -> SignedIn:
-    """A session is open, for whoever knew the password of this hash.
+    """A session is open, for whoever knew the password of this hash; None where another has vouched for them.
 
     Raises `CredentialsWrong` when the account has another by now, and `AccountBlocked`.
     """
@@ -95,20 +120,28 @@ async def open_session(
     present = await session.scalar(
         text("SELECT password_hash FROM account WHERE id = :id FOR KEY SHARE"), {"id": account_id}
     )
-    if present != password_hash:
+    if password_hash is not None and present != password_hash:
         raise CredentialsWrong
     actor = await actor_of(session, account_id)
     if actor is None:
         raise AccountBlocked
+    csrf_token = secrets.token_urlsafe(32) if browser else None
     row = Session(
         account_id=account_id,
         expires_at=datetime.now(UTC) + timedelta(seconds=ttl_s),
         address=origin.address,
         client=(origin.client or "")[:LONGEST_CLIENT] or None,
+        csrf_hash=digest(csrf_token) if csrf_token else None,
     )
     session.add(row)
     await session.flush()
-    return SignedIn(replace(actor, session_id=row.id), await _next_token(session, row.id))
+    return SignedIn(
+        replace(actor, session_id=row.id),
+        await _next_token(session, row.id),
+        row.expires_at,
+        row.csrf_hash,
+        csrf_token,
+    )
 
 
 async def _next_token(session: AsyncSession, session_id: int) -> str:
@@ -121,7 +154,8 @@ async def _next_token(session: AsyncSession, session_id: int) -> str:
 # One use at a time, and none while the session is being ended: it must not outlive that by a token.
 _ALIVE = text(
     """
-    SELECT s.id, s.account_id, s.address FROM refresh_token r JOIN session s ON s.id = r.session_id
+    SELECT s.id, s.account_id, s.address, s.expires_at, s.csrf_hash
+    FROM refresh_token r JOIN session s ON s.id = r.session_id
     WHERE r.hash = :hash AND s.ended_at IS NULL AND s.expires_at > now()
     FOR NO KEY UPDATE OF s
     """
@@ -137,18 +171,27 @@ _END = text("UPDATE session SET ended_at = clock_timestamp() WHERE id = :id")
 
 
 async def refresh(
-    session: AsyncSession, refresh_token: str, *, origin: Origin = NOWHERE, same_address: bool = False
+    session: AsyncSession,
+    refresh_token: str,
+    *,
+    origin: Origin = NOWHERE,
+    same_address: bool = False,
+    csrf_token: str | None = None,
 ) -> SignedIn | None:
     """The token is used up and the next one given; None when it is no good.
 
     A token used a second time has been stolen from somebody: its whole session is ended, which must be
     committed, so this is an answer and not a refusal (RFC 9700, 4.14.2). Another network address than the
-    session's last one is noted in the access log; with ``same_address`` it is refused.
+    session's last one is noted in the access log; with ``same_address`` it is refused. A token that came in a
+    cookie comes with a ``csrf_token``. Raises `CsrfTokenWrong`, and nothing has happened.
     """
     hashed = digest(refresh_token)
     alive = (await session.execute(_ALIVE, {"hash": hashed})).one_or_none()
-    if alive is None:
+    if alive is None or (alive.csrf_hash is None) != (csrf_token is None):
+        # A browser's token is good in its cookie alone, and a program's nowhere but in a body.
         return None
+    if csrf_token is not None and not is_csrf_token(csrf_token, alive.csrf_hash):
+        raise CsrfTokenWrong
     moved = None not in (alive.address, origin.address) and alive.address != origin.address
     if moved:
         _note(session, "session_address_change", alive.account_id, alive.id)
@@ -165,7 +208,12 @@ async def refresh(
         return None
     client = (origin.client or "")[:LONGEST_CLIENT] or None
     await session.execute(_USED, {"id": alive.id, "address": origin.address, "client": client})
-    return SignedIn(replace(actor, session_id=alive.id), await _next_token(session, alive.id))
+    return SignedIn(
+        replace(actor, session_id=alive.id),
+        await _next_token(session, alive.id),
+        alive.expires_at,
+        alive.csrf_hash,
+    )
 
 
 def _note(session: AsyncSession, action: str, account_id: int, session_id: int) -> None:
@@ -174,15 +222,22 @@ def _note(session: AsyncSession, action: str, account_id: int, session_id: int) 
     )
 
 
-async def end_session(session: AsyncSession, refresh_token: str) -> None:
-    """The session of this refresh token, if there is one, is over."""
-    await session.execute(
-        text(
-            "UPDATE session s SET ended_at = clock_timestamp() FROM refresh_token r "
-            "WHERE r.hash = :hash AND s.id = r.session_id AND s.ended_at IS NULL"
-        ),
-        {"hash": digest(refresh_token)},
-    )
+async def end_session(session: AsyncSession, refresh_token: str, *, csrf_token: str | None = None) -> None:
+    """The session of this refresh token, if there is one, is over.
+
+    A token that came in a cookie comes with a ``csrf_token``. Raises `CsrfTokenWrong`, and nothing has happened.
+    """
+    ended = (
+        await session.execute(
+            text(
+                "UPDATE session s SET ended_at = clock_timestamp() FROM refresh_token r "
+                "WHERE r.hash = :hash AND s.id = r.session_id AND s.ended_at IS NULL RETURNING s.csrf_hash"
+            ),
+            {"hash": digest(refresh_token)},
+        )
+    ).one_or_none()
+    if ended is not None and csrf_token is not None and not is_csrf_token(csrf_token, ended.csrf_hash or b""):
+        raise CsrfTokenWrong
 
 
 async def end_session_of(session: AsyncSession, *, actor: Actor, session_id: int) -> int:

@@ -89,6 +89,25 @@ class Session(SQLModel, table=True):
     # As a person recognises where they signed in.
     address: str | None = None
     client: str | None = None
+    # Of a browser's session alone: SHA-256 of the CSRF token that its pages send with what its cookies carry.
+    csrf_hash: bytes | None = None
+
+
+class ExternalIdentity(SQLModel, table=True):
+    """Somebody as an OpenID Connect provider knows them, and the account that they are here."""
+
+    __tablename__ = "external_identity"
+    __table_args__ = (
+        CheckConstraint("length(subject) BETWEEN 1 AND 255", "subject"),
+        Index("uq_external_identity_subject", "issuer", "subject", unique=True),
+        # An e-mail address that a provider gives to another person later on does not give them the account.
+        Index("uq_external_identity_account", "account_id", "issuer", unique=True),
+    )
+    id: int = identity()
+    account_id: int = reference("account.id")
+    issuer: str
+    subject: str
+    linked_at: datetime = instant(now=True)
 
 
 class PasswordReset(SQLModel, table=True):

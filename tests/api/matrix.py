@@ -125,6 +125,9 @@ ROUTES = {
     "POST /auth/token": 400,
     "POST /auth/refresh": 400,
     "POST /auth/revoke": 400,
+    # No provider is configured there.
+    "GET /auth/oidc/login": 404,
+    "GET /auth/oidc/callback": 404,
     "GET /certificates/{name}.pdf": 403,
     "GET /verify/{code}": 404,
     "GET /healthz": 200,

@@ -11,9 +11,11 @@ import pytest
 from ekoyka.database import CHANNEL, Database
 from ekoyka.settings import Settings
 from tests.api.questions import questions, world
+from tests.api.test_browser_sockets import asked, opened, signed_in
 from tests.client import Client, gid
 from tests.factories import Factory
 from tests.feed import token
+from tests.identity.test_sessions import person
 from tests.servers import Socket, ready, start
 
 CANARIES = {
@@ -222,3 +224,51 @@ async def test_what_is_sent_stands_in_no_text_of_a_statement(
     assert len(sent) > 60
     for kind, value in CANARIES.items():
         assert not [text for text in sent if value in text], kind
+
+
+async def test_what_browsers_carry_and_what_providers_send_stands_in_no_log_and_no_metric(
+    settings: Settings, make: Factory, tmp_path: Path
+) -> None:
+    account = await person(make)
+    provider = {"EKOYKA_OIDC_ISSUER": "http://127.0.0.1:1", "EKOYKA_OIDC_CLIENT_ID": "canary-client-id"}
+    log = tmp_path / "server.log"
+    server = await start(settings, log=log, EKOYKA_LOG_LEVEL="DEBUG", **provider)
+    try:
+        await asyncio.wait_for(ready(server), 60)
+        cookies = await signed_in(server, account)
+        beside = {"X-CSRF-Token": cookies["ekoyka_csrf"]}
+        async with httpx.AsyncClient(base_url=server.url) as http:
+
+            async def ask(query: str, kept: dict[str, str], **headers: str) -> httpx.Response:
+                cookie = "; ".join(f"{name}={value}" for name, value in kept.items())
+                return await http.post(
+                    "/graphql", json={"query": query}, headers={"cookie": cookie, **headers}
+                )
+
+            refresh = "mutation { tokenRefresh(input: {}) { __typename } }"
+            answers = [
+                await ask("{ me { id } }", cookies, **beside),
+                await ask("{ me { id } }", cookies, **{"x-csrf-token": "canary-csrf-token"}),
+                await ask("{ me { id } }", cookies, origin="https://canary.example", **beside),
+                await ask("{ me { id } }", {**cookies, "ekoyka_access": "canary.access.token"}, **beside),
+                await ask(refresh, cookies, **beside),
+                await ask(refresh, cookies, **beside),
+                await http.get(
+                    "/auth/oidc/callback?code=canary-code&state=canary-state", headers={"cookie": "a=b"}
+                ),
+                await http.get("/auth/oidc/login"),
+                await http.get("/graphql", headers={"accept": "text/html", "cookie": "ekoyka_access=canary"}),
+            ]
+            async with opened(server, cookies, server.url, {"X-CSRF-Token": "canary-csrf-token"}) as socket:
+                assert await asked(socket, "{ me { id } }") == 4401
+            metrics = (await http.get("/metrics")).text
+    finally:
+        await server.stop()
+
+    assert [answer.status_code for answer in answers] == [200, 403, 403, 200, 200, 200, 400, 503, 200]
+    said = log.read_text()
+    assert "refresh_token_reused" in said
+    assert "oidc_refused" in said
+    for canary in (*cookies.values(), "canary", account.email):
+        assert canary not in said
+        assert canary not in metrics

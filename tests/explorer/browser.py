@@ -50,6 +50,11 @@ class Explorer:
     outside: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    async def shown(self) -> None:
+        """The explorer is there and can be typed into."""
+        await expect(self.page.locator(".graphiql-query-editor .view-line").first).to_be_visible()
+        await expect(self.page.locator(".graphiql-response .monaco-editor").first).to_be_visible()
+
     async def write(self, document: str) -> None:
         """The query editor holds the document instead of what was there, and GraphiQL has taken it in."""
         await self._type("operation.graphql", document)
@@ -87,25 +92,28 @@ class Explorer:
 
 
 @asynccontextmanager
-async def opened(url: str, *, path: str = "/graphql") -> AsyncIterator[Explorer]:
-    """The explorer of the server at this origin, ready to be typed into."""
+async def visiting(url: str, *, also: tuple[str, ...] = ()) -> AsyncIterator[Explorer]:
+    """A page of a browser that reaches the server at this origin, ``also`` these, and nothing else."""
     executable = needed_chromium()
-    host = urlsplit(url).netloc
+    hosts = {urlsplit(address).netloc for address in (url, *also)}
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
         try:
-            page = await browser.new_page(viewport={"width": 1400, "height": 850})
+            context = await browser.new_context(
+                viewport={"width": 1400, "height": 850}, ignore_https_errors=True
+            )
+            page = await context.new_page()
             seen = Explorer(page)
 
             async def guard(route: Route) -> None:
-                if urlsplit(route.request.url).netloc == host:
+                if urlsplit(route.request.url).netloc in hosts:
                     await route.continue_()
                 else:
                     seen.outside.append(route.request.url)
                     await route.abort()
 
             def note(socket: WebSocket) -> None:
-                if urlsplit(socket.url).netloc != host:
+                if urlsplit(socket.url).netloc not in hosts:
                     seen.outside.append(socket.url)
 
             def listen(message: ConsoleMessage) -> None:
@@ -116,9 +124,15 @@ async def opened(url: str, *, path: str = "/graphql") -> AsyncIterator[Explorer]
             page.on("websocket", note)
             page.on("console", listen)
             page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-            await page.goto(url + path)
-            await expect(page.locator(".graphiql-query-editor .view-line").first).to_be_visible()
-            await expect(page.locator(".graphiql-response .monaco-editor").first).to_be_visible()
             yield seen
         finally:
             await browser.close()
+
+
+@asynccontextmanager
+async def opened(url: str, *, path: str = "/graphql") -> AsyncIterator[Explorer]:
+    """The explorer of the server at this origin, ready to be typed into."""
+    async with visiting(url) as seen:
+        await seen.page.goto(url + path)
+        await seen.shown()
+        yield seen
