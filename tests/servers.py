@@ -47,10 +47,12 @@ class Server:
         return await self.process.wait()
 
 
-async def start(settings: Settings, *, log: Path | None = None, **environment: str) -> Server:
+async def start(
+    settings: Settings, *, port: int | None = None, log: Path | None = None, **environment: str
+) -> Server:
     """A server process of `ekoyka serve`; it may not be ready yet. ``log`` receives all that it says."""
     assert settings.database_url is not None
-    port = free_port()
+    port = port or free_port()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -92,7 +94,7 @@ async def ready(server: Server) -> None:
 @asynccontextmanager
 async def running(settings: Settings, count: int = 1, **environment: str) -> AsyncIterator[list[Server]]:
     """So many server processes, ready; killed at the end if they have not stopped."""
-    servers = [await start(settings, log=None, **environment) for _ in range(count)]
+    servers = [await start(settings, port=None, log=None, **environment) for _ in range(count)]
     try:
         await asyncio.wait_for(asyncio.gather(*map(ready, servers)), 60)
         yield servers

@@ -41,7 +41,7 @@ _GRAPHQL_JSON = "application/graphql-response+json"
 WORTH_COMPRESSING_BYTES = 4096
 _GZIP_LEVEL = 1
 # Codes of what may go well when it is asked again.
-_LATER = {"SERVICE_UNAVAILABLE", "TIMED_OUT"}
+_LATER = {"SERVICE_UNAVAILABLE", "OUTCOME_UNKNOWN", "TIMED_OUT"}
 
 
 def _takes_gzip(accept_encoding: str) -> bool:

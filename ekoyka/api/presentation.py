@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 from graphql import GraphQLError, GraphQLSyntaxError
 
-from ekoyka.database import DatabaseUnavailable
+from ekoyka.database import DatabaseUnavailable, OutcomeUnknown
 from ekoyka.graph.execution import ActorGone
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.wording import plainly
@@ -23,11 +23,17 @@ class OutOfSight(Exception):
 
 
 MOST_ERRORS = 5
-UNAVAILABLE = "The database cannot be reached right now; the same request may succeed in a moment."
+UNAVAILABLE = (
+    "The database cannot do it right now, and nothing was changed; the same request may succeed in a moment."
+)
 _SENTENCES = {
     "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
     "NOT_FOUND": "There is no such record.",
     "SERVICE_UNAVAILABLE": UNAVAILABLE,
+    "OUTCOME_UNKNOWN": (
+        "The database went away while the change was being made. It may have been made or not: "
+        "send it again with the same idempotencyKey, or look whether the version has changed."
+    ),
     "TIMED_OUT": (
         "It took too long and was given up. A change may have been made or not: "
         "send it again with the same idempotencyKey."
@@ -64,8 +70,9 @@ def _present(error: GraphQLError) -> dict[str, Any]:
         code = "NOT_FOUND"
         shown["message"] = _SENTENCES[code]
     elif isinstance(cause, DatabaseUnavailable):
-        code = "SERVICE_UNAVAILABLE"
+        code = "OUTCOME_UNKNOWN" if isinstance(cause, OutcomeUnknown) else "SERVICE_UNAVAILABLE"
         shown["message"] = _SENTENCES[code]
+        log.warning("database_unavailable", **where(cause.__cause__))
     elif isinstance(cause, TimeoutError) or _sqlstate(cause) in _GIVEN_UP:
         code = "TIMED_OUT"
         shown["message"] = _SENTENCES[code]
