@@ -51,6 +51,11 @@ def head() -> str:
     return max(path.stem for path in (_folder() / "versions").glob("[0-9]*.py"))[:4]
 
 
+def knows(revision: str) -> bool:
+    """Whether this code can bring a schema at the revision to its own head."""
+    return any((_folder() / "versions").glob(f"{revision}_*.py")) if revision.isalnum() else False
+
+
 def _upgrade(connection: Connection, revision: str) -> None:
     from alembic import command
 
