@@ -176,6 +176,17 @@ async def cut_a_server_off(here: Deployment, chance: random.Random) -> None:
     wire.open()
 
 
+@fault("answers are lost for 1 s, what was asked is done, and then every connection is reset")
+async def lose_answers(here: Deployment, chance: random.Random) -> None:
+    for _ in range(3):
+        for wire in here.wires:
+            wire.drop_answers()
+        await asyncio.sleep(1)
+        for wire in here.wires:
+            wire.cut()
+        await asyncio.sleep(0.3)
+
+
 @fault("nothing gets through for 4 s, and then all of it")
 async def hold_everything_back(here: Deployment, chance: random.Random) -> None:
     for wire in here.wires:
@@ -189,7 +200,8 @@ async def hold_everything_back(here: Deployment, chance: random.Random) -> None:
 async def lose_all_connections(here: Deployment, chance: random.Random) -> None:
     for wire in here.wires:
         wire.stall()
-    await asyncio.sleep(chance.uniform(0.5, 6))
+    # Shorter and longer than it takes to notice, and longer than any operation may take.
+    await asyncio.sleep(chance.choice([1, 3, 6, 17]))
     for wire in here.wires:
         wire.lose()
         wire.flow()

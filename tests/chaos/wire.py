@@ -25,24 +25,28 @@ class _Link:
     # Never set again where what was under way is lost for good.
     flows: asyncio.Event = field(default_factory=asyncio.Event)
     lost: bool = False
+    # Whether the server hears PostgreSQL's answers.
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
     # Whether the server hears of it when PostgreSQL's end is closed.
     tells: bool = True
 
 
 class Wire:
-    """A port of 127.0.0.1 that leads to PostgreSQL's socket, as long as nothing is done to it."""
+    """A port of 127.0.0.1 that leads to PostgreSQL, as long as nothing is done to it."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path | tuple[str, int]) -> None:
         self.target = target
         self.port = 0
         self._open = True
         self._stalled = False
+        # The answers to what holds this are lost.
+        self.unheard: bytes | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
-    async def laid(cls, target: Path) -> AsyncIterator[Wire]:
+    async def laid(cls, target: Path | tuple[str, int]) -> AsyncIterator[Wire]:
         """The wire, for as long as the block lasts."""
         wire = cls(target)
         server = await asyncio.start_server(wire._connected, "127.0.0.1", 0)
@@ -93,6 +97,11 @@ class Wire:
             link.lost = True
             link.flows.clear()
 
+    def drop_answers(self) -> None:
+        """What the server asks gets through, on the connections that there are, and no answer comes back."""
+        for link in self._links:
+            link.answers.clear()
+
     def hang_up_on_postgresql(self) -> None:
         """PostgreSQL sees all its clients go; the server is told nothing."""
         for link in self._links:
@@ -107,6 +116,7 @@ class Wire:
         assert task is not None
         self._tasks.add(task)
         link = _Link(near)
+        link.answers.set()
         if not self._stalled:
             link.flows.set()
         self._links.add(link)
@@ -124,9 +134,13 @@ class Wire:
 
     async def _carry(self, link: _Link, reader: asyncio.StreamReader) -> None:
         """What either end says is passed on, until one of them is closed."""
-        far_reader, link.far = await asyncio.open_unix_connection(str(self.target))
-        there = asyncio.create_task(_pump(link, reader, link.far))
-        back = asyncio.create_task(_pump(link, far_reader, link.near))
+        far_reader, link.far = (
+            await asyncio.open_unix_connection(str(self.target))
+            if isinstance(self.target, Path)
+            else await asyncio.open_connection(*self.target)
+        )
+        there = asyncio.create_task(self._pump(link, reader, link.far))
+        back = asyncio.create_task(self._pump(link, far_reader, link.near))
         try:
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
             if not link.tells:
@@ -136,17 +150,20 @@ class Wire:
             back.cancel()
             await asyncio.gather(there, back, return_exceptions=True)
 
-
-async def _pump(link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(_CHUNK):
-            await link.flows.wait()
-            # Where PostgreSQL has gone and the server was not told, it goes on talking to nobody.
-            if writer is not link.far or link.tells:
-                writer.write(data)
-                await writer.drain()
-    # An end, too, is held back where nothing gets through.
-    await link.flows.wait()
+    async def _pump(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                await link.flows.wait()
+                if writer is link.near:
+                    await link.answers.wait()
+                elif self.unheard is not None and self.unheard in data:
+                    link.answers.clear()
+                # Where PostgreSQL has gone and the server was not told, it goes on talking to nobody.
+                if writer is link.near or link.tells:
+                    writer.write(data)
+                    await writer.drain()
+        # An end, too, is held back where nothing gets through.
+        await link.flows.wait()
 
 
 def _reset(writer: asyncio.StreamWriter | None) -> None:
