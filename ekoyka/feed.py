@@ -138,10 +138,16 @@ class Feed:
     """One process's listener and its followers."""
 
     def __init__(
-        self, database: Database, *, heartbeat_s: float = 5.0, retry_s: tuple[float, float] = (0.2, 5.0)
+        self,
+        database: Database,
+        *,
+        heartbeat_s: float = 1.0,
+        patience_s: float = 1.5,
+        retry_s: tuple[float, float] = (0.1, 1.0),
     ) -> None:
         self._database = database
         self._heartbeat_s = heartbeat_s
+        self._patience_s = patience_s
         self._retry_s = retry_s
         self._rings: defaultdict[str, dict[Ring, None]] = defaultdict(dict)
         self._heard: dict[str, int] = {}
@@ -174,8 +180,11 @@ class Feed:
         while True:
             connection: asyncpg.Connection[asyncpg.Record] | None = None
             try:
-                connection = await connect(self._database.url, self._database.settings, "ekoyka feed")
-                await connection.add_listener(CHANNEL, self._hear)
+                async with asyncio.timeout(self._patience_s):
+                    connection = await connect(self._database.url, self._database.settings, "ekoyka feed")
+                    await connection.add_listener(CHANNEL, self._hear)
+                    # Those that were there when the last one was lost may be lost as well.
+                    await self._database.silence.listen(connection)
                 self.connected, pause = True, self._retry_s[0]
                 log.info("feed_connected")
                 # Whatever was committed since the last connection was lost went unheard.
@@ -186,12 +195,15 @@ class Feed:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(lost.wait(), self._heartbeat_s)
                     if not lost.is_set():
-                        await asyncio.wait_for(self._look(connection), self._heartbeat_s)
+                        async with asyncio.timeout(self._patience_s):
+                            await self._look(connection)
+                            await self._database.silence.listen(connection)
                 log.warning("feed_cut", reason="closed")
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.warning("feed_cut", reason=type(error).__name__)
             finally:
                 self.connected = False
+                self._database.silence.distrust()
                 if connection is not None:
                     connection.terminate()
             await asyncio.sleep(pause)

@@ -52,6 +52,11 @@ def head() -> str:
     return max(path.stem for path in (_folder() / "versions").glob("[0-9]*.py"))[:4]
 
 
+def knows(revision: str) -> bool:
+    """Whether this code can bring a schema at the revision to its own head."""
+    return any((_folder() / "versions").glob(f"{revision}_*.py")) if revision.isalnum() else False
+
+
 # The ward's role may do whatever a server's may. Roles belong to all databases of a PostgreSQL, so others may have
 # made them already, or make them right now.
 _ROLES = (
@@ -92,6 +97,39 @@ def make_roles(connection: Connection) -> None:
     connection.commit()
 
 
+# Nobody adds to what Alembic keeps, and nobody rewrites the access log.
+_APPEND_ONLY = ("access_entry", "access_set", "access_seal")
+_RIGHTS = (
+    f"GRANT USAGE ON SCHEMA public TO {SERVER_ROLE}",
+    f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {SERVER_ROLE}",
+    f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {SERVER_ROLE}",
+    f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {SERVER_ROLE}",
+    f"REVOKE UPDATE, DELETE ON {', '.join(_APPEND_ONLY)} FROM {SERVER_ROLE}",
+    # Whoever is to own something in a schema must be allowed to make it there.
+    f"GRANT CREATE ON SCHEMA public TO {WARD_ROLE}",
+    # What finds rows without showing them does so as the role that sees all.
+    f"""
+    DO $$ DECLARE finder regprocedure; BEGIN
+        FOR finder IN SELECT oid FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef
+            AND proowner <> '{WARD_ROLE}'::regrole
+        LOOP
+            EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', finder);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO {SERVER_ROLE}', finder);
+            EXECUTE format('ALTER FUNCTION %s OWNER TO {WARD_ROLE}', finder);
+        END LOOP;
+    END $$
+    """,
+    f"REVOKE CREATE ON SCHEMA public FROM {WARD_ROLE}",
+)
+
+
+def grant_rights(connection: Connection) -> None:
+    """The roles may do what servers and operations do, on a schema that is the newest, and nothing else."""
+    for statement in _RIGHTS:
+        connection.execute(text(statement))
+    connection.commit()
+
+
 def _roles_missing(connection: Connection) -> str:
     login = connection.scalar(text("SELECT quote_ident(current_user)"))
     made = "; ".join(making for _, making in _ROLES)
@@ -114,6 +152,8 @@ def _upgrade(connection: Connection, revision: str) -> None:
         make_roles(connection)
         command.upgrade(_config(connection), revision)
         connection.commit()
+        if revision == "head":
+            grant_rights(connection)
     finally:
         connection.rollback()
         connection.execute(text("RESET statement_timeout"))
@@ -130,6 +170,18 @@ async def upgrade(database: Database, revision: str = "head") -> None:
         return
     async with database.engine.connect() as connection:
         await connection.run_sync(_upgrade, revision)
+
+
+async def prepare(database: Database) -> None:
+    """The roles are there that a schema refers to. Raises `DatabaseUnfit`."""
+    async with database.engine.connect() as connection:
+        await connection.run_sync(make_roles)
+
+
+async def grant(database: Database) -> None:
+    """The roles may do on a restored schema what they may do on any."""
+    async with database.engine.connect() as connection:
+        await connection.run_sync(grant_rights)
 
 
 async def downgrade(database: Database, revision: str) -> None:

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 # The shortest time from one sending to the next: what is committed meanwhile goes together.
 PAUSE_S = 0.01
-_RETRY_S = (0.1, 5.0)
+_RETRY_S = (0.1, 1.0)
 
 
 class Notices:

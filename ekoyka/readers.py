@@ -9,6 +9,8 @@ from typing import Any
 
 import asyncpg
 
+from ekoyka.silence import Silence
+
 
 class Readers:
     """Connections for reads, so many and no more; whoever finds none free waits in line, but not for ever.
@@ -22,9 +24,14 @@ class Readers:
         connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]],
         size: int,
         patience_s: float,
+        longest_s: float,
+        silence: Silence,
     ) -> None:
         self._connect = connect
         self._patience_s = patience_s
+        # PostgreSQL ends a statement sooner by itself; if it is not heard of even then, it never will be.
+        self._longest_s = longest_s
+        self._silence = silence
         self._idle: list[asyncpg.Connection[asyncpg.Record]] = []
         self._left = size
         self._line: deque[tuple[float, asyncio.Future[None]]] = deque()
@@ -50,8 +57,9 @@ class Readers:
                     connection = None
             if connection is None:
                 connection = await self._connect()
+            self._silence.begins(connection)
             try:
-                value = await getattr(connection, method)(sql, *arguments)
+                value = await getattr(connection, method)(sql, *arguments, timeout=self._longest_s)
             except asyncpg.PostgresError:
                 self._idle.append(connection)
                 raise
@@ -61,6 +69,8 @@ class Readers:
             self._idle.append(connection)
             return value
         finally:
+            if connection is not None:
+                self._silence.ends(connection)
             self._pass_on()
 
     async def _turn(self) -> None:

@@ -44,7 +44,7 @@ _GRAPHQL_JSON = "application/graphql-response+json"
 WORTH_COMPRESSING_BYTES = 4096
 _GZIP_LEVEL = 1
 # Codes of what may go well when it is asked again.
-_LATER = {"SERVICE_UNAVAILABLE", "TIMED_OUT"}
+_LATER = {"SERVICE_UNAVAILABLE", "OUTCOME_UNKNOWN", "TIMED_OUT"}
 # Codes of what a page of another site may have made a browser ask.
 _UNASKED = {"CSRF_TOKEN_WRONG", "CROSS_SITE_REQUEST"}
 

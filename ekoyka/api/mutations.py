@@ -19,19 +19,23 @@ from typing import Annotated, Any, TypeVar, Union
 import asyncpg
 import orjson
 import strawberry
+import structlog
 from sqlalchemy.exc import DBAPIError
 from strawberry.types.arguments import convert_argument
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
 from ekoyka.api.context import PERFORM, Payload, Run
-from ekoyka.database import NotProvided
+from ekoyka.database import DatabaseUnavailable, NotProvided, OutcomeUnknown
 from ekoyka.errors import IdempotencyKeyReused, Invalid, NotFound, Refusal, VersionConflict
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput, decode_as
 from ekoyka.identity import idempotency
 from ekoyka.identity.credentials import NotAuthenticated
 from ekoyka.identity.queries import confirmation, named
+from ekoyka.observability import where
+
+log = structlog.get_logger(__name__)
 
 VERSION_TEXT = "The version that was read; a stale one is refused with the current row."
 KEY_TEXT = "Makes a repeated request harmless: the same key with the same input gives the first result again."
@@ -159,7 +163,7 @@ def mutation(
                 if not transaction:
                     made = await body(run, input)
                     kind, values = made if isinstance(made, tuple) else (returns, made)
-                    return await run.payload(response_key, kind, values)
+                    return await _told(run, response_key, kind, values)
                 return await _in_transaction(run, response_key, name, returns, body, input)
             except Refusal as error:
                 return await run.payload(
@@ -211,6 +215,14 @@ def mutation_type() -> type:
     return graph.object_of_fields("Mutation", "Changing.", _FIELDS)
 
 
+async def _told(run: Run, response_key: str, returns: str, made: int | Made) -> Payload:
+    """The payload of what the mutation has committed by itself. Raises `OutcomeUnknown` where it cannot be read."""
+    try:
+        return await run.payload(response_key, returns, made)
+    except DatabaseUnavailable as error:
+        raise OutcomeUnknown from error
+
+
 async def _in_transaction(
     run: Run, response_key: str, name: str, returns: str, body: Body, input: Any
 ) -> Payload:
@@ -233,11 +245,7 @@ async def _in_transaction(
                         await idempotency.keep(
                             session, actor=run.actor, mutation=name, key=client_key, result_id=made
                         )
-                if not run.after_commit:
-                    return await run.payload(response_key, returns, made, session)
-            while run.after_commit:
-                await run.after_commit.pop()()
-            return await run.payload(response_key, returns, made)
+                payload = await run.payload(response_key, returns, made, session)
         except NotProvided as error:
             raise NotAuthenticated("stale") from error
         except (DBAPIError, asyncpg.PostgresError) as error:
@@ -248,7 +256,24 @@ async def _in_transaction(
             ):
                 raise
             await asyncio.sleep(0.01 * 2**attempt)
+        else:
+            return await _afterwards(run, response_key, returns, made, payload)
     raise AssertionError("unreachable")
+
+
+async def _afterwards(
+    run: Run, response_key: str, returns: str, made: int | Made, payload: Payload
+) -> Payload:
+    """The payload when what was left to be done is done; where that cannot be, as it was before: it is committed."""
+    if not run.after_commit:
+        return payload
+    try:
+        while run.after_commit:
+            await run.after_commit.pop()()
+        return await run.payload(response_key, returns, made)
+    except (DatabaseUnavailable, DBAPIError, asyncpg.PostgresError) as error:
+        log.warning("left_undone", **where(error))
+        return payload
 
 
 def _plainly(value: Any) -> Any:

@@ -8,7 +8,7 @@ import structlog
 from graphql import GraphQLError, GraphQLSyntaxError
 
 from ekoyka.api.browsers import CSRF_HEADER, CrossSite
-from ekoyka.database import DatabaseUnavailable
+from ekoyka.database import DatabaseUnavailable, OutcomeUnknown
 from ekoyka.graph.execution import ActorGone
 from ekoyka.graph.ids import BadInput
 from ekoyka.graph.wording import plainly
@@ -25,13 +25,19 @@ class OutOfSight(Exception):
 
 
 MOST_ERRORS = 5
-UNAVAILABLE = "The database cannot be reached right now; the same request may succeed in a moment."
+UNAVAILABLE = (
+    "The database cannot do it right now, and nothing was changed; the same request may succeed in a moment."
+)
 _SENTENCES = {
     "UNAUTHENTICATED": "Sign in again: the token is no longer good.",
     "NOT_FOUND": "There is no such record.",
     "CROSS_SITE_REQUEST": "Cookies count for pages of this server's own origin (EKOYKA_PUBLIC_URL) alone.",
     "CSRF_TOKEN_WRONG": f"Send the value of the cookie that ends with ekoyka_csrf as {CSRF_HEADER}.",
     "SERVICE_UNAVAILABLE": UNAVAILABLE,
+    "OUTCOME_UNKNOWN": (
+        "The database went away while the change was being made. It may have been made or not: "
+        "send it again with the same idempotencyKey, or look whether the version has changed."
+    ),
     "TIMED_OUT": (
         "It took too long and was given up. A change may have been made or not: "
         "send it again with the same idempotencyKey."
@@ -71,8 +77,9 @@ def _present(error: GraphQLError) -> dict[str, Any]:
         code = "CROSS_SITE_REQUEST" if isinstance(cause, CrossSite) else "CSRF_TOKEN_WRONG"
         shown["message"] = _SENTENCES[code]
     elif isinstance(cause, DatabaseUnavailable):
-        code = "SERVICE_UNAVAILABLE"
+        code = "OUTCOME_UNKNOWN" if isinstance(cause, OutcomeUnknown) else "SERVICE_UNAVAILABLE"
         shown["message"] = _SENTENCES[code]
+        log.warning("database_unavailable", **where(cause.__cause__))
     elif isinstance(cause, TimeoutError) or _sqlstate(cause) in _GIVEN_UP:
         code = "TIMED_OUT"
         shown["message"] = _SENTENCES[code]

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 TOO_SLOW = 4413
 # The shortest time from the beginning of one read to that of the next: what is published meanwhile is one event.
 PAUSE_S = 0.02
-_RETRY_S = (0.2, 5.0)
+_RETRY_S = (0.1, 1.0)
 # So many frames are written before others get their turn.
 _TURN = 256
 # Frames are kept for so many different operation ids while one event is sent: most clients number alike.
@@ -307,28 +307,40 @@ class Group:
 
     async def _round(self, cut: bool) -> None:
         """Every member has been told what was published; after a cut, the present state too."""
+        if not cut:
+            # More than one read tells of, or more since.
+            if await self._catch_up_all(self._heard, None) and self._behind(self._heard):
+                self._rung.set()
+        elif self._members:
+            state = await self._read_for(list(self._members), None, None)
+            # All that led to it is told before it, so that nobody misses a change.
+            while self._behind(state.cursor) and await self._catch_up_all(state.cursor, state.cursor):
+                pass
+            await self._send([member for member in self._members if member.cursor == state.cursor], state)
+            if self._behind(self._heard):
+                self._rung.set()
+
+    def _behind(self, cursor: int) -> dict[int, list[Member]]:
+        """Members who were told less than that, by what they were told."""
         behind: dict[int, list[Member]] = {}
         for member in self._members:
-            if cut or member.cursor < self._heard:
+            if member.cursor < cursor:
                 behind.setdefault(member.cursor, []).append(member)
-        upto: int | None = None
+        return behind
+
+    async def _catch_up_all(self, cursor: int, upto: int | None) -> bool:
+        """Members behind the cursor were told more, all up to the same one; whether anybody was."""
         moved = False
-        for since in sorted(behind):
+        for since, members in sorted(self._behind(cursor).items()):
             if upto is not None and since >= upto:
                 break
-            members = behind[since]
             reading = await self._read_for(members, since, upto)
             if not reading.whole:
                 reading = await self._read_for(members, None, None)
             upto = reading.cursor if upto is None else upto
             moved |= reading.cursor > since
             await self._send(members, reading)
-        if cut and self._members:
-            members = list(self._members)
-            await self._send(members, await self._read_for(members, None, None))
-        # More than one read tells of, or more since.
-        if moved and any(member.cursor < self._heard for member in self._members):
-            self._rung.set()
+        return moved
 
     async def _read_for(self, members: list[Member], since: int | None, upto: int | None) -> Reading:
         return await self._read(since, upto, {member.account for member in members})

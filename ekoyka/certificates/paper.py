@@ -118,12 +118,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     made, body = True, b""
     while True:
-        answers.write(ANSWER.pack(made, len(body)) + body)
-        answers.flush()
         try:
+            answers.write(ANSWER.pack(made, len(body)) + body)
+            answers.flush()
             facts = pickle.load(sys.stdin.buffer)  # noqa: S301 -- our own parent's  # nosec B301
-        except EOFError:
-            return
+        except (EOFError, BrokenPipeError):
+            os._exit(0)  # nobody is left whom anything could be told
         try:
             made, body = True, render(facts)
         except Exception as error:

@@ -1,7 +1,8 @@
 """A second wall behind the scopes: clinical rows are there for the actor alone whom a statement names.
 
 The rules are those of the row scopes in `ekoyka/api/permissions.py`, kept apart from them on purpose. A role
-without an actor sees no clinical row; nor does the tables' owner. `ekoyka.migrate` makes the roles.
+without an actor sees no clinical row; nor does the tables' owner. `ekoyka.migrate` makes the roles and says what they
+may do.
 """
 
 import sqlalchemy as sa
@@ -94,7 +95,6 @@ KNOWN = (
         FOR EACH ROW EXECUTE FUNCTION patient_is_known()
     """,
 )
-_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 ENDED_AT = "coalesce(checked_out_at, '9999-12-31 00:00:00+00'::timestamptz)"
 
 
@@ -136,27 +136,13 @@ def upgrade() -> None:
 
     _index_taken(["stay_id"])
 
-    op.execute(f"GRANT USAGE ON SCHEMA public TO {SERVER_ROLE}")
-    op.execute(f"GRANT {_RIGHTS} ON ALL TABLES IN SCHEMA public TO {SERVER_ROLE}")
-    op.execute(f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {SERVER_ROLE}")
-    op.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT {_RIGHTS} ON TABLES TO {SERVER_ROLE}")
-    op.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {SERVER_ROLE}")
-    op.execute(f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {SERVER_ROLE}")
-
     for name, (kind, sql) in ACTORS.items():
         op.execute(f"CREATE FUNCTION {name}() RETURNS {kind} LANGUAGE sql STABLE AS $$ SELECT {sql} $$")
-    # Whoever is to own something in a schema must be allowed to make it there.
-    op.execute(f"GRANT CREATE ON SCHEMA public TO {WARD_ROLE}")
     for signature, (kind, sql) in FINDERS.items():
         op.execute(
             f"CREATE FUNCTION {signature} RETURNS {kind} LANGUAGE sql STABLE SECURITY DEFINER "
             f"SET search_path = public, pg_temp AS $$ {sql} $$"
         )
-        name = signature.partition("(")[0]
-        op.execute(f"ALTER FUNCTION {name} OWNER TO {WARD_ROLE}")
-        op.execute(f"REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC")
-        op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO {SERVER_ROLE}")
-    op.execute(f"REVOKE CREATE ON SCHEMA public FROM {WARD_ROLE}")
 
     for table, (seen, written) in POLICIES.items():
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
@@ -171,19 +157,10 @@ def downgrade() -> None:
         op.execute(f"DROP POLICY actor ON {table}")
         op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
-    op.execute(f"SET LOCAL ROLE {WARD_ROLE}")
     for signature in FINDERS:
         op.execute(f"DROP FUNCTION {signature.partition('(')[0]}")
-    op.execute("RESET ROLE")
     for name in ACTORS:
         op.execute(f"DROP FUNCTION {name}()")
-    op.execute(
-        f"ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE USAGE, SELECT ON SEQUENCES FROM {SERVER_ROLE}"
-    )
-    op.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE {_RIGHTS} ON TABLES FROM {SERVER_ROLE}")
-    op.execute(f"REVOKE USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public FROM {SERVER_ROLE}")
-    op.execute(f"REVOKE {_RIGHTS} ON ALL TABLES IN SCHEMA public FROM {SERVER_ROLE}")
-    op.execute(f"REVOKE USAGE ON SCHEMA public FROM {SERVER_ROLE}")
     op.drop_index("ix_stay_dispensary_id_ended_at", table_name="stay")
     op.create_index(
         "ix_stay_dispensary_id_ended_at", "stay", ["dispensary_id", sa.text(f"({ENDED_AT})"), "id"]

@@ -86,7 +86,6 @@ def upgrade() -> None:
         "access_seal": "false",
     }
     for table in _TABLES:
-        op.execute(f"REVOKE UPDATE, DELETE, TRUNCATE ON {table} FROM {SERVER_ROLE}, {WARD_ROLE}")
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
         op.execute(
@@ -95,12 +94,9 @@ def upgrade() -> None:
         )
         op.execute(f"CREATE POLICY entry ON {table} FOR INSERT TO {SERVER_ROLE} WITH CHECK (true)")
         op.execute(f"CREATE POLICY ward ON {table} FOR SELECT TO {WARD_ROLE} USING (true)")
-    _own("access_sets_of_actor()")
 
     # Whose paper it is, for the log.
-    op.execute(f"SET LOCAL ROLE {WARD_ROLE}")
     op.execute("DROP FUNCTION certificate_verified")
-    op.execute("RESET ROLE")
     op.execute(
         "CREATE FUNCTION certificate_verified(code text) RETURNS TABLE (id bigint, number int, year int, "
         "issued_on date, facts jsonb, annulled_at timestamptz, patient_id bigint) LANGUAGE sql STABLE "
@@ -108,37 +104,21 @@ def upgrade() -> None:
         "SELECT c.id, c.number, c.year, c.issued_on, c.facts, c.annulled_at, s.patient_id "
         "FROM certificate c JOIN stay s ON s.id = c.stay_id WHERE c.verification_code = code $$"
     )
-    _own("certificate_verified(text)")
-
-
-def _own(signature: str) -> None:
-    """The function runs as the role that sees all, and servers may call it."""
-    op.execute(f"GRANT CREATE ON SCHEMA public TO {WARD_ROLE}")
-    op.execute(f"ALTER FUNCTION {signature} OWNER TO {WARD_ROLE}")
-    op.execute(f"REVOKE CREATE ON SCHEMA public FROM {WARD_ROLE}")
-    op.execute(f"REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC")
-    op.execute(f"GRANT EXECUTE ON FUNCTION {signature} TO {SERVER_ROLE}")
 
 
 def downgrade() -> None:
-    op.execute(f"SET LOCAL ROLE {WARD_ROLE}")
     op.execute("DROP FUNCTION certificate_verified")
-    op.execute("RESET ROLE")
     op.execute(
         "CREATE FUNCTION certificate_verified(code text) RETURNS SETOF certificate LANGUAGE sql STABLE "
         "SECURITY DEFINER SET search_path = public, pg_temp AS $$ "
         "SELECT * FROM certificate WHERE verification_code = code $$"
     )
-    _own("certificate_verified(text)")
     for table in _TABLES:
         for policy in ("actor", "entry", "ward"):
             op.execute(f"DROP POLICY {policy} ON {table}")
         op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
-    op.execute(f"GRANT UPDATE, DELETE ON access_entry TO {SERVER_ROLE}")
-    op.execute(f"SET LOCAL ROLE {WARD_ROLE}")
     op.execute("DROP FUNCTION access_sets_of_actor")
-    op.execute("RESET ROLE")
     op.execute("DROP FUNCTION access_text")
     op.drop_table("access_seal")
     op.drop_table("access_set")

@@ -79,6 +79,39 @@ async def test_an_outage_of_the_database_delays_events_and_loses_none(
     assert seen == [[1, 2, 3, 4]] * 3
 
 
+async def test_what_happens_while_the_feed_is_cut_again_and_again_is_told_in_order_and_once(
+    database: Database, settings: Settings, make: Factory
+) -> None:
+    """The present state, which comes after a cut, jumps over nothing."""
+    place = await make.dispensary()
+    bed, doctor = await make.bed(place), await make.actor(doctor_of=(place,))
+    cuts, count = 5, 0
+    async with running(settings, 1, **QUIET) as (server,), AsyncExitStack() as stack:
+        watcher = await subscribed(stack, server, doctor, FEED, id=gid("Dispensary", place))
+        told: list[int] = []
+        snapshots: list[tuple[int, int]] = []
+        while len(snapshots) < cuts:
+            await database.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'ekoyka feed'"
+            )
+            seen = len(snapshots)
+            while len(snapshots) == seen:
+                await happen(database, place, bed, 3)
+                count += 3
+                while not watcher.frames["1"].empty() or len(told) < count - 30:
+                    event = await watcher.event("1")
+                    told += [place_of(item["cursor"]) for item in event["changes"]]
+                    if event["kind"] == "SNAPSHOT":
+                        snapshots.append((place_of(event["cursor"]), told[-1] if told else 0))
+        while len(told) < count:
+            event = await watcher.event("1")
+            told += [place_of(item["cursor"]) for item in event["changes"]]
+
+    assert told == list(range(1, count + 1))
+    assert [at for at, after in snapshots if at != after] == []
+
+
 async def test_a_server_that_stops_tells_its_subscribers_to_come_back(
     database: Database, settings: Settings, make: Factory
 ) -> None:

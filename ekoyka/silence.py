@@ -1,0 +1,94 @@
+"""Connections that have fallen silent: PostgreSQL was asked something, and no answer nor end of it will come.
+
+What stands between (a firewall, a proxy, a host that is gone) can lose what is under way and tell neither side.
+The driver would wait for ever, and PostgreSQL would keep what the transaction has locked. So whoever has waited for
+a while is asked about on another connection: where PostgreSQL does nothing for it, it is ended, on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TypeAlias
+from weakref import WeakSet
+
+import asyncpg
+import structlog
+
+log = structlog.get_logger(__name__)
+
+# Nearly all statements are answered in a hundredth of this.
+SUSPICIOUS_S = 1.5
+# PostgreSQL has had nothing to do for a second, and still has not a moment later: whoever had an answer by then, or
+# was held up itself, has said something since.
+_MOMENT_S = 0.25
+# The first column guards against what gives connections numbers of its own, as poolers do.
+_IDLE = """
+SELECT pg_backend_pid() = $2 AS by_number, ARRAY(
+    SELECT asked FROM unnest($1::int[]) asked WHERE NOT EXISTS (
+        SELECT FROM pg_stat_activity a WHERE a.pid = asked
+        AND (a.state = 'active' OR a.state_change > clock_timestamp() - interval '1 s'))) AS idle
+"""
+_END = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE pid = ANY($1::int[]) AND usename = session_user AND application_name LIKE 'ekoyka %'"
+)
+
+Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+class Silence:
+    """One process's connections, and since when each of those at work has been."""
+
+    def __init__(self) -> None:
+        self._known: WeakSet[Driver] = WeakSet()
+        self._at_work: dict[Driver, float] = {}
+
+    def begins(self, driver: Driver) -> None:
+        """The connection is about to be asked something."""
+        self._known.add(driver)
+        self._at_work[driver] = asyncio.get_running_loop().time()
+
+    def ends(self, driver: Driver | None) -> None:
+        """Nobody waits for the connection any more."""
+        if driver is not None:
+            self._at_work.pop(driver, None)
+
+    def distrust(self) -> None:
+        """Connections that nobody uses right now are closed: they were there when another one fell silent."""
+        for driver in list(self._known):
+            if driver not in self._at_work:
+                driver.terminate()
+                self._known.discard(driver)
+
+    async def listen(self, asking: Driver) -> None:
+        """The connections that have fallen silent are ended, as this one says, which is none of them."""
+        suspects = self._waiting()
+        if not suspects:
+            return
+        idle = await _idle(asking, suspects)
+        if idle:
+            await asyncio.sleep(_MOMENT_S)
+            idle = await _idle(asking, idle & self._waiting().keys())
+        silent = {pid: driver for pid, driver in self._waiting().items() if pid in idle}
+        if silent:
+            log.warning("connections_silent", count=len(silent))
+            for driver in silent.values():
+                driver.terminate()
+            self.distrust()
+            await asking.fetch(_END, list(silent))
+
+    def _waiting(self) -> dict[int, Driver]:
+        """Who has waited for so long that something may be wrong, by the number of PostgreSQL's process."""
+        since = asyncio.get_running_loop().time() - SUSPICIOUS_S
+        return {
+            driver.get_server_pid(): driver
+            for driver, began in self._at_work.items()
+            if began < since and not driver.is_closed()
+        }
+
+
+async def _idle(asking: Driver, pids: Iterable[int]) -> set[int]:
+    """Those of PostgreSQL's processes that have nothing to do, or are not there."""
+    row = await asking.fetchrow(_IDLE, list(pids), asking.get_server_pid())
+    return set(row["idle"]) if row is not None and row["by_number"] else set()

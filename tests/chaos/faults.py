@@ -1,0 +1,274 @@
+"""What goes wrong: each fault is done to the deployment and is over when its function returns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from tests.chaos.deployment import SERVERS, Deployment
+from tests.chaos.history import until
+from tests.chaos.postgres import Filler
+
+Do = Callable[[Deployment, random.Random], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong; ``on_disk`` is for a small disk that may be filled."""
+
+    name: str
+    do: Do
+    on_disk: bool = False
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(name: str, *, on_disk: bool = False) -> Callable[[Do], Do]:
+    """The function is the fault of this name."""
+
+    def declare(do: Do) -> Do:
+        FAULTS.append(Fault(name, do, on_disk))
+        return do
+
+    return declare
+
+
+# The servers
+
+
+@fault("a server is killed (kill -9), and started again")
+async def kill_a_server(here: Deployment, chance: random.Random) -> None:
+    number = chance.randrange(SERVERS)
+    await here.kill_server(number)
+    await here.start_server(number)
+
+
+@fault("all servers are killed (kill -9), and started again")
+async def kill_all_servers(here: Deployment, chance: random.Random) -> None:
+    await asyncio.gather(*(here.kill_server(number) for number in range(SERVERS)))
+    for number in range(SERVERS):
+        await here.start_server(number)
+
+
+@fault("a server stands still for 3 s (SIGSTOP)")
+async def freeze_a_server(here: Deployment, chance: random.Random) -> None:
+    process = here.servers[chance.randrange(SERVERS)].process
+    process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(3)
+    process.send_signal(signal.SIGCONT)
+
+
+@fault("the servers are killed while reservations lapse")
+async def kill_amid_lapsing(here: Deployment, chance: random.Random) -> None:
+    """Their transaction has ended reservations and waits for the feed's topic, which is held here."""
+    async with here.aside() as holder:
+        held = holder.transaction()
+        await held.start()
+        await holder.fetch("SELECT FROM feed_topic ORDER BY topic FOR UPDATE")
+        async with here.aside() as watcher:
+            await until(lambda: _lapsing(watcher), 5)
+        await asyncio.gather(*(here.kill_server(number) for number in range(SERVERS)))
+        await held.rollback()
+    for number in range(SERVERS):
+        await here.start_server(number)
+
+
+async def _lapsing(watcher: asyncpg.Connection[asyncpg.Record]) -> bool:
+    """Whether somebody has changed a reservation and waits for what is held."""
+    return bool(
+        await watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid "
+            "WHERE l.relation = 'reservation'::regclass AND l.mode = 'RowExclusiveLock' "
+            "AND a.wait_event_type = 'Lock' AND a.application_name = 'ekoyka write' AND a.query LIKE '%jsonb_array%'"
+        )
+    )
+
+
+@fault("the processes that render certificates are stopped, then killed, in the middle of it")
+async def stop_the_renderers(here: Deployment, chance: random.Random) -> None:
+    for number in range(SERVERS):
+        for pid in here.renderers(number):
+            os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(3)
+    for number in range(SERVERS):
+        for pid in here.renderers(number):
+            os.kill(pid, signal.SIGKILL)
+
+
+# PostgreSQL
+
+
+@fault("PostgreSQL is killed with all its processes (kill -9), and started again")
+async def kill_postgresql(here: Deployment, chance: random.Random) -> None:
+    here.postgres.kill()
+    await asyncio.sleep(chance.uniform(0, 2))
+    await here.start_postgres()
+
+
+@fault("one of PostgreSQL's processes is killed (kill -9)")
+async def kill_a_backend(here: Deployment, chance: random.Random) -> None:
+    async with here.aside() as watcher:
+        pids = await watcher.fetch("SELECT pid FROM pg_stat_activity WHERE application_name = 'ekoyka write'")
+        here.postgres.kill_a_backend(chance.choice(pids)["pid"])
+    await _answers(here)
+
+
+@fault("PostgreSQL is shut down at once (immediate), and started again")
+async def stop_postgresql_at_once(here: Deployment, chance: random.Random) -> None:
+    here.postgres.signal(signal.SIGQUIT)
+    await here.postgres.ended()
+    await here.start_postgres()
+
+
+@fault("PostgreSQL is restarted (fast)")
+async def restart_postgresql(here: Deployment, chance: random.Random) -> None:
+    here.postgres.signal(signal.SIGINT)
+    await here.postgres.ended()
+    await here.start_postgres()
+
+
+async def _answers(here: Deployment) -> None:
+    """PostgreSQL takes connections again."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                async with here.aside() as connection:
+                    await connection.fetchval("SELECT 1")
+                    return
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(0.05)
+
+
+# Connections
+
+
+@fault("PostgreSQL ends every connection (pg_terminate_backend)")
+async def end_all_connections(here: Deployment, chance: random.Random) -> None:
+    async with here.aside() as connection:
+        for _ in range(5):
+            await connection.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'ekoyka %'"
+            )
+            await asyncio.sleep(0.2)
+
+
+@fault("every connection is reset")
+async def reset_all_connections(here: Deployment, chance: random.Random) -> None:
+    for _ in range(5):
+        for wire in here.wires:
+            wire.cut()
+        await asyncio.sleep(0.2)
+
+
+@fault("one server cannot reach PostgreSQL for 4 s")
+async def cut_a_server_off(here: Deployment, chance: random.Random) -> None:
+    wire = chance.choice(here.wires)
+    wire.close()
+    await asyncio.sleep(4)
+    wire.open()
+
+
+@fault("answers are lost for 1 s, what was asked is done, and then every connection is reset")
+async def lose_answers(here: Deployment, chance: random.Random) -> None:
+    for _ in range(3):
+        for wire in here.wires:
+            wire.drop_answers()
+        await asyncio.sleep(1)
+        for wire in here.wires:
+            wire.cut()
+        await asyncio.sleep(0.3)
+
+
+@fault("nothing gets through for 4 s, and then all of it")
+async def hold_everything_back(here: Deployment, chance: random.Random) -> None:
+    for wire in here.wires:
+        wire.stall()
+    await asyncio.sleep(4)
+    for wire in here.wires:
+        wire.flow()
+
+
+@fault("nothing gets through for some seconds, and old connections never answer again")
+async def lose_all_connections(here: Deployment, chance: random.Random) -> None:
+    for wire in here.wires:
+        wire.stall()
+    # Shorter and longer than it takes to notice, and longer than any operation may take.
+    await asyncio.sleep(chance.choice([1, 3, 6, 17]))
+    for wire in here.wires:
+        wire.lose()
+        wire.flow()
+
+
+@fault("PostgreSQL's ends of all connections are closed, and the servers are not told")
+async def hang_up(here: Deployment, chance: random.Random) -> None:
+    for wire in here.wires:
+        wire.hang_up_on_postgresql()
+
+
+# Locks and pools
+
+
+@asynccontextmanager
+async def _locked(here: Deployment, sql: str) -> AsyncIterator[None]:
+    async with here.aside() as connection, connection.transaction():
+        await connection.execute(sql)
+        yield
+
+
+@fault("all beds are locked for 7 s: changes use up their pool")
+async def lock_all_beds(here: Deployment, chance: random.Random) -> None:
+    async with _locked(here, "SELECT FROM bed ORDER BY id FOR UPDATE"):
+        await asyncio.sleep(7)
+
+
+@fault("the table of beds is locked for 7 s: reads and changes use up their pools")
+async def lock_the_table(here: Deployment, chance: random.Random) -> None:
+    async with _locked(here, "LOCK TABLE bed IN ACCESS EXCLUSIVE MODE"):
+        await asyncio.sleep(7)
+
+
+# The disk
+
+
+@fault("the disk is full for 5 s", on_disk=True)
+async def fill_the_disk(here: Deployment, chance: random.Random) -> None:
+    filler = Filler(here.postgres.folder)
+    filler.fill()
+    try:
+        await asyncio.sleep(5)
+    finally:
+        filler.free()
+    await _revived(here)
+
+
+@fault("the disk is full when PostgreSQL needs room for its log: it stops in panic", on_disk=True)
+async def fill_the_disk_of_the_log(here: Deployment, chance: random.Random) -> None:
+    filler = Filler(here.postgres.folder)
+    filler.fill()
+    try:
+        for _ in range(20):
+            try:
+                async with here.aside(superuser=True) as connection:
+                    # Each asks for a new segment of 16 MB.
+                    await connection.fetch("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', 'x')")
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                pass
+            await asyncio.sleep(0.2)
+    finally:
+        filler.free()
+    await _revived(here)
+
+
+async def _revived(here: Deployment) -> None:
+    """Where PostgreSQL has given up altogether, whoever looks after it starts it again."""
+    if not here.postgres.runs():
+        await here.start_postgres()
+    await _answers(here)
