@@ -90,7 +90,8 @@ async def back_up(settings: Settings, path: Path, *, replace: bool, say: Say) ->
         async with _snapshot(settings) as (connection, snapshot):
             programs = find_programs(connection.get_server_version().major)
             say("копирование · dumping")
-            dumping = asyncio.create_task(_dump(programs, url, snapshot, partial))
+            role = await connection.fetchval("SELECT current_user")
+            dumping = asyncio.create_task(_dump(programs, url, role, snapshot, partial))
             try:
                 revision = await connection.fetchval("SELECT version_num FROM alembic_version")
                 tables = await _contents(connection)
@@ -133,7 +134,12 @@ async def _snapshot(settings: Settings) -> AsyncIterator[tuple[asyncpg.Connectio
             raise BackupError(
                 "The database is empty: there is nothing to back up. See that DATABASE_URL is right."
             )
-    connection = await connect(_address(settings), settings, "ekoyka backup", role=WARD_ROLE, **_PATIENT)
+        # As who sees all rows, which their owner does not where there is row-level security.
+        walled = await database.fetch_value(
+            "SELECT bool_or(relforcerowsecurity) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        )
+    role = {"role": WARD_ROLE} if walled else {}
+    connection = await connect(_address(settings), settings, "ekoyka backup", **role, **_PATIENT)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             yield connection, await connection.fetchval("SELECT pg_export_snapshot()")
@@ -141,15 +147,14 @@ async def _snapshot(settings: Settings) -> AsyncIterator[tuple[asyncpg.Connectio
         connection.terminate()
 
 
-async def _dump(programs: Programs, url: str, snapshot: str, path: Path) -> None:
+async def _dump(programs: Programs, url: str, role: str, snapshot: str, path: Path) -> None:
     await programs.run(
         "pg_dump",
         "--format=custom",
         # Who owns what, and who may do what, is said anew where it is restored.
         "--no-owner",
         "--no-acl",
-        # As who sees all rows, which their owner does not.
-        f"--role={WARD_ROLE}",
+        f"--role={role}",
         "--enable-row-security",
         f"--snapshot={snapshot}",
         "--lock-wait-timeout=30000",

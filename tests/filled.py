@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import asyncpg
 
 from ekoyka import demo
-from ekoyka.database import Database
+from ekoyka.database import ACTOR, NETWORK, WARD_ROLE, Database
 from ekoyka.identity.credentials import PasswordHasher
 from ekoyka.migrate import METADATA
 
@@ -23,6 +23,11 @@ INSERT INTO idempotency_key (account_id, mutation, key, input_hash, result_id)
 INSERT INTO trusted_document (id, client, document) VALUES (repeat('0', 64), 'web-1.0.0', '{ me { id } }');
 INSERT INTO rate (key, free, window_s, slower, attempts, at, refused)
     SELECT 'key', 1, 60, false, 1, now(), false;
+INSERT INTO external_identity (account_id, issuer, subject) SELECT id, 'https://id.example.org', id FROM account;
+INSERT INTO access_set (digest, patients)
+    SELECT sha256(string_agg(id::text, ',' ORDER BY id)::bytea), array_agg(id ORDER BY id) FROM patient;
+INSERT INTO access_seal (number, entries, size, digest)
+    SELECT 1, range_agg(int8range(id, id, '[]')), count(*), sha256('') FROM access_entry;
 INSERT INTO stay_revision (stay_id, revised_by_id, reason, former)
     SELECT min(stay.id), min(account.id), 'ошибка записи', '{"outcome": "DIED"}' FROM stay, account;
 INSERT INTO certificate_duplicate (certificate_id, issued_by_id, reason)
@@ -35,7 +40,7 @@ async def fill(database: Database) -> None:
     hasher = PasswordHasher(4)
     await demo.fill(database, hasher=hasher, say=lambda _: None, now=NOW)
     hasher.close()
-    connection = await asyncpg.connect(database.url)
+    connection = await asyncpg.connect(database.url, server_settings={"role": WARD_ROLE, ACTOR: NETWORK})
     try:
         await connection.execute(_MORE)
         empty = [

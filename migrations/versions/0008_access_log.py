@@ -133,7 +133,10 @@ def downgrade() -> None:
     op.alter_column("access_entry", "object_type", nullable=False)
     for name in ("patients", "address", "field", "role"):
         op.drop_column("access_entry", name)
+    # The owner, who looks whether it holds, must see what is referred to.
+    op.execute("ALTER TABLE patient NO FORCE ROW LEVEL SECURITY")
     for target in REFERENCES:
         op.create_foreign_key(
             op.f(f"fk_access_entry_{target}_id"), "access_entry", target, [f"{target}_id"], ["id"]
         )
+    op.execute("ALTER TABLE patient FORCE ROW LEVEL SECURITY")

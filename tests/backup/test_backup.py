@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from ekoyka import backup, migrate
 from ekoyka.backup import BackupError, manifest_of
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.inpatient import stays
 from ekoyka.inpatient.tables import Outcome
 from ekoyka.programs import ProgramFailed, Programs, find_programs
@@ -74,7 +74,7 @@ def ekoyka(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[s
 
 async def rows_of(settings: Settings) -> dict[str, list[str]]:
     """Every row of every table but the counters."""
-    connection = await asyncpg.connect(url_of(settings))
+    connection = await asyncpg.connect(url_of(settings), server_settings={"role": WARD_ROLE})
     try:
         return {
             table: [row[0] for row in await connection.fetch(f"SELECT t::text FROM {table} t ORDER BY 1")]
@@ -107,6 +107,7 @@ async def test_a_network_that_was_backed_up_and_restored_is_the_same_to_the_row_
         assert await migrate.at_head(there)
         assert await migrate.drift(there) == []
         assert await there.fetch_value("SELECT count(*) FROM rate") == 0
+    async with Database(url_of(empty), empty, pooled=False, role=WARD_ROLE) as there:
         make = Factory(there)
         boss = await make.actor(superadmin=True)
         place = await make.dispensary()
@@ -149,7 +150,7 @@ async def test_a_backup_is_of_one_moment_while_the_ward_goes_on(
     await backup.restore(empty, tmp_path / "a.dump", replace=False, say=silent)
 
     assert total > made.tables["stay"].rows
-    async with Database(url_of(empty), empty, pooled=False) as there:
+    async with Database(url_of(empty), empty, pooled=False, role=WARD_ROLE) as there:
         assert await broken_invariants(there) == []
 
 
@@ -166,7 +167,7 @@ async def test_what_is_there_is_neither_overwritten_nor_replaced_unless_it_is_sa
     with pytest.raises(BackupError, match="not empty"):
         await backup.restore(empty, file, replace=False, say=silent)
 
-    async with Database(url_of(empty), empty, pooled=False) as there:
+    async with Database(url_of(empty), empty, pooled=False, role=WARD_ROLE) as there:
         await Factory(there).dispensary(name="Второй")
         await there.fetch("SELECT 1")
         with pytest.raises(BackupError, match="stop it first"):
@@ -233,11 +234,16 @@ async def test_a_check_restores_elsewhere_finds_what_differs_and_leaves_nothing_
 
 
 async def test_a_backup_of_an_older_schema_is_brought_to_the_newest(
-    settings: Settings, empty: Settings, make: Factory, database: Database, tmp_path: Path
+    settings: Settings,
+    empty: Settings,
+    make: Factory,
+    database: Database,
+    owned: Database,
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / "a.dump"
     await make.dispensary(name="Старый")
-    await migrate.downgrade(database, "0003")
+    await migrate.downgrade(owned, "0003")
     await database.close()
     made = await backup.back_up(settings, file, replace=False, say=silent)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from ekoyka import migrate
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import Tokens
 from ekoyka.settings import Settings
@@ -107,6 +107,7 @@ async def deployed(folder: Path, disk: Path) -> AsyncIterator[Deployment]:
         here = Deployment(folder, postgres, wires)
         async with Database(postgres.url, Settings(), pooled=False) as database:
             await migrate.upgrade(database)
+        async with Database(postgres.url, Settings(), pooled=False, role=WARD_ROLE) as database:
             await _make_ward(here, Factory(database))
 
         async def stop_servers() -> None:

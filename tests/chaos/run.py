@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.settings import Settings
 from tests.chaos.checker import Verdict, judge
 from tests.chaos.deployment import SERVERS, Deployment, deployed
@@ -97,7 +97,7 @@ async def act(
                         await asyncio.sleep(CALM_S)
                 finally:
                     stopped.set()
-            async with Database(here.postgres.url, Settings(), pooled=False) as database:
+            async with Database(here.postgres.url, Settings(), pooled=False, role=WARD_ROLE) as database:
                 await _told_all(database, subscribers)
                 verdict = await judge(
                     history.requests, database, [bed for place in here.places for bed in place.beds]

@@ -10,7 +10,7 @@ import asyncpg
 from alembic.script import ScriptDirectory
 
 from ekoyka import migrate
-from ekoyka.database import Database
+from ekoyka.database import WARD_ROLE, Database
 from ekoyka.settings import Settings
 from tests.conftest import address_of, administer
 from tests.filled import fill
@@ -56,7 +56,7 @@ def revisions() -> list[str]:
 
 @asynccontextmanager
 async def connected(name: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(address_of(name))
+    connection = await asyncpg.connect(address_of(name), server_settings={"role": WARD_ROLE})
     try:
         yield connection
     finally:
@@ -112,7 +112,7 @@ async def test_every_migration_goes_down_and_up_on_a_filled_database_and_keeps_w
     newest = await structure(template)
     await administer(f"CREATE DATABASE {names[head]} TEMPLATE {template}")
     try:
-        async with Database(address_of(names[head]), settings, pooled=False) as database:
+        async with Database(address_of(names[head]), settings, pooled=False, role=WARD_ROLE) as database:
             await fill(database)
         # Down, step by step; a copy is left at each.
         before, above = await contents(names[head]), head

@@ -162,7 +162,7 @@ async def test_a_change_whose_answer_is_lost_is_answered_by_name_and_found_again
 
 
 async def test_a_certificate_whose_paper_cannot_be_kept_is_issued_all_the_same(
-    settings: Settings, database: Database, make: Factory
+    settings: Settings, database: Database, owned: Database, make: Factory
 ) -> None:
     """What comes after the commit may fail: the answer is that it was done."""
     place = await make.dispensary()
@@ -170,7 +170,7 @@ async def test_a_certificate_whose_paper_cannot_be_kept_is_issued_all_the_same(
     stay = await make.stay(await make.patient(place), await make.bed(place), until=ended)
     doctor = await make.actor(doctor_of=(place,))
     async with serving(settings) as client:
-        await database.fetch("ALTER TABLE certificate ADD CONSTRAINT no_paper CHECK (pdf IS NULL)")
+        await owned.fetch("ALTER TABLE certificate ADD CONSTRAINT no_paper CHECK (pdf IS NULL)")
         made = await client.mutate(
             "certificateIssue", "... on Certificate { number sha256 }", {"stayId": gid("Stay", stay)}, doctor
         )
