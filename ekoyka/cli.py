@@ -210,7 +210,7 @@ def create_admin_command(
 
     async def work(database: Database) -> None:
         hasher = PasswordHasher(database.settings.password_hash_rounds)
-        hashed = await hasher.hash(password)
+        hashed = await hasher.hash(password, about=(email, name))
         hasher.close()
         async with database.transaction() as session:
             await create_admin(session, email=email, password_hash=hashed, name=name)

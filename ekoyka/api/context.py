@@ -154,7 +154,7 @@ class Run(ReadContext):
     async def read(self, response_key: str) -> bytes:
         assert self.plan is not None
         if self.plan.roots[response_key].name == "certificateVerification":
-            await attempt(self.database, limits.verification(address_of(self.connection)))
+            await attempt(self.database, *limits.verification(address_of(self.connection)))
         return await super().read(response_key)
 
     async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
