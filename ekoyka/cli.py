@@ -140,6 +140,8 @@ def _serve(settings: Settings) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Whom to believe is our settings' to say (`api/clients.py`), not FORWARDED_ALLOW_IPS'.
+                proxy_headers=False,
                 timeout_graceful_shutdown=GRACE_S,
             )
 
