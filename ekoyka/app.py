@@ -97,6 +97,7 @@ def create_app(settings: Settings) -> Starlette:
         watching=Watching(database, listener, buffer_bytes=settings.feed_buffer_bytes),
         accounts=Accounts(database, listener),
         documents=Documents(database),
+        purses=rates.Purses(database),
     )
 
     @contextlib.asynccontextmanager

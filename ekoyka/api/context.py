@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Self
 
-from graphql import get_argument_values
+from graphql import GraphQLError, get_argument_values
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
@@ -23,16 +23,18 @@ from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.execution import ReadContext
 from ekoyka.graph.model import ANONYMOUS, TYPES
-from ekoyka.graph.plan import OperationPlan, Planner, RootPlan
+from ekoyka.graph.plan import OperationPlan, PlanError, Planner, RootPlan
 from ekoyka.identity import limits
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard
 from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
-from ekoyka.rates import attempt
+from ekoyka.rates import Purses, RateLimited, attempt
 from ekoyka.settings import Settings
 
+# Operations of a greater cost are counted against what an account may ask for in a minute.
+EXPENSIVE = 500
 _VALUES = {
     "account": "bigint",
     "version": "int",
@@ -83,6 +85,7 @@ class Services:
     documents: Documents
     watching: Watching
     accounts: Accounts
+    purses: Purses
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
@@ -160,6 +163,18 @@ class Run(ReadContext):
     async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
         value: bytes | None = await self.database.fetch_value(sql, *parameters)
         return value
+
+    async def admit(self, plan: OperationPlan) -> None:
+        if plan.cost <= EXPENSIVE or not self.services.settings.cost_per_minute:
+            return
+        address = address_of(self.connection)
+        who = f"account {self.actor.account_id}" if self.actor is not None else f"address {address}"
+        limits_of = limits.spending(who, address, self.services.settings.cost_per_minute)
+        try:
+            await self.services.purses.spend(who, plan.cost, *limits_of)
+        except RateLimited as limited:
+            # Nothing has begun.
+            raise PlanError([GraphQLError("", original_error=limited)]) from limited
 
     async def perform(self, root: RootPlan) -> bytes:
         assert self.plan is not None

@@ -54,6 +54,7 @@ _SEARCH_TEXT = (
             decode=_words,
             sql=lambda row, value: f"{row}.search @@ {value}",
             first=True,
+            cost=graph.SEARCH_COST,
         ),
         "birth_date": graph.Filter(
             type="Date | None",
@@ -160,6 +161,7 @@ class Patient:
             sql=lambda row, value: (
                 f"{row}.patient_id = ANY(ARRAY(SELECT f.id FROM patient f WHERE f.search @@ {value}))"
             ),
+            cost=graph.SEARCH_COST,
         ),
         "patient_birth_date": graph.Filter(
             type="Date | None",
@@ -194,6 +196,7 @@ class Patient:
             pg="text",
             description="Diagnosis codes that begin with this, such as F10.",
             sql=lambda row, value: f"starts_with({row}.diagnosis_code, upper({value}))",
+            cost=graph.SEARCH_COST,
         ),
     },
     orders={
@@ -209,6 +212,7 @@ class Patient:
             sql=lambda row: f"(SELECT o.name_key FROM patient o WHERE o.id = {row}.patient_id)",
             pg="text",
             description="The patient's name, ё as е.",
+            cost=graph.SEARCH_COST,
         ),
     },
     default_order=(("checked_in_at", "DESC"),),
@@ -423,6 +427,7 @@ class Queries:
         "Empty where the actor may not see the patient or the dispensary.",
         source=lambda row, names: bed_options(names.arg("patient_id"), names.arg("dispensary_id")),
         order=lambda row, child: f"{child}.place",
+        usual=200,
         args={
             "patient_id": graph.key("Patient", "For whom."),
             "dispensary_id": graph.key("Dispensary", "Where."),

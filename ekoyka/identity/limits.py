@@ -70,11 +70,11 @@ def download(address: str | None) -> tuple[Limit, ...]:
     return Limit("download from", _place(address), 120, 60), Limit("download in all", "", 3000, 60)
 
 
-def spending(account_id: int, address: str | None, cost_per_minute: int) -> tuple[Limit, ...]:
+def spending(who: str, address: str | None, cost_per_minute: int) -> tuple[Limit, ...]:
     """The limits of what expensive operations cost, to be fetched in portions."""
     portion = max(1, int(cost_per_minute * _PORTION))
     return (
-        Limit("cost of", str(account_id), cost_per_minute, 60, weight=portion),
+        Limit("cost of", who, cost_per_minute, 60, weight=portion),
         Limit("cost from", _place(address), cost_per_minute * _ADDRESS, 60, weight=portion),
         Limit("cost in all", "", cost_per_minute * _ALL, 60, weight=portion),
     )

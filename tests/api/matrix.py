@@ -111,7 +111,7 @@ MAY_NAME_ANYBODY = {
     ("stayTransfer", "reservationId"): "one that does not hold the bed, whoever's it is, changes nothing",
 }
 
-# Each route, and what it answers to whoever knows no secret and comes from elsewhere; None where others of these tests ask.
+# Each route, and what it answers to whoever knows no secret and comes from elsewhere; None where other tests ask.
 ROUTES = {
     "GET /": 307,
     "POST /graphql": None,
