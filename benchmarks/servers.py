@@ -44,6 +44,7 @@ def kinds() -> dict[str, Kind]:
             "EKOYKA_TOKEN_KEYS": TOKEN_KEY,
             "EKOYKA_LOG_LEVEL": "WARNING",
             "EKOYKA_ACCESS_TOKEN_TTL_S": "3600",
+            "EKOYKA_COST_PER_MINUTE": "0",  # one account asks for more than any does
         },
     )
     found = [

@@ -171,6 +171,7 @@ async def ekoyka(database: str) -> AsyncIterator[Running]:
                 "EKOYKA_TOKEN_KEYS": TOKEN_KEY,
                 "EKOYKA_LOG_LEVEL": "WARNING",
                 "EKOYKA_ACCESS_TOKEN_TTL_S": "3600",
+                "EKOYKA_COST_PER_MINUTE": "0",
                 "EKOYKA_DATA_DIR": folder,
             },
             preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,

@@ -35,7 +35,7 @@ from ekoyka import explorer, feed, migrate, rates
 from ekoyka.api import oidc
 from ekoyka.api.accounts import Accounts
 from ekoyka.api.browsers import Browsers, origin_of_url
-from ekoyka.api.clients import address_of
+from ekoyka.api.clients import Proxies, address_of, is_operator
 from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
 from ekoyka.api.headers import security_headers
@@ -59,7 +59,7 @@ from ekoyka.database import (
 from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
-from ekoyka.identity import access_log
+from ekoyka.identity import access_log, limits
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
 from ekoyka.identity.queries import guard
@@ -91,8 +91,11 @@ class Application(Starlette):
     """The routes; operations go straight to their endpoint, past what the other routes need on their way."""
 
     operations: ASGIApp
+    proxies: Proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.proxies and scope["type"] != "lifespan":
+            scope["client"] = self.proxies.client(scope)
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/graphql":
             scope["app"] = self
             await self.operations(scope, receive, send)
@@ -131,6 +134,7 @@ def create_app(settings: Settings) -> Starlette:
         browsers=Browsers(settings, tokens),
         provider=_provider(settings, keys),
         documents=Documents(database),
+        purses=rates.Purses(database),
     )
 
     @contextlib.asynccontextmanager
@@ -192,6 +196,7 @@ def create_app(settings: Settings) -> Starlette:
             Mount("/static", _Kept(directory=STATIC, check_dir=False)),
         ],
     )
+    app.proxies = Proxies(settings)
     app.operations = RequestLog(endpoint.app, headers, endpoint)
     app.state.schema = schema
     app.state.services = services
@@ -347,6 +352,14 @@ class _Kept(StaticFiles):
         return response
 
 
+def _too_often(limited: rates.RateLimited) -> Response:
+    return PlainTextResponse(
+        "Слишком часто: повторите позже.\nToo often: try again later.",
+        429,
+        {"retry-after": str(limited.retry_after_s)},
+    )
+
+
 async def download(request: Request) -> Response:
     """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
     services: Services = request.app.state.services
@@ -358,6 +371,7 @@ async def download(request: Request) -> Response:
             403,
         )
     try:
+        await rates.attempt(services.database, *limits.download(address_of(request)))
         # Whoever has the address was given it as one who may read the certificate.
         async with services.database.transaction(ward=NETWORK) as session:
             found = await _PAPER.rows(
@@ -376,6 +390,8 @@ async def download(request: Request) -> Response:
             pdf = await services.renderer.render(facts_of(orjson.loads(row.facts)))
             async with services.database.transaction(ward=NETWORK) as session:
                 pdf = await keep_pdf(session, certificate_id=key, pdf=pdf)
+    except rates.RateLimited as limited:
+        return _too_often(limited)
     except Unprintable:
         return PlainTextResponse(
             "В данных справки есть знак, которого нет в шрифте: исправьте данные, аннулируйте справку и выдайте новую."
@@ -424,11 +440,7 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             if isinstance(error.original_error, rates.RateLimited)
         ]
         if limited:
-            return PlainTextResponse(
-                "Слишком часто: повторите позже.\nToo often: try again later.",
-                429,
-                {"retry-after": str(limited[0].retry_after_s)},
-            )
+            return _too_often(limited[0])
         found = (result.data or {}).get("certificateVerification")
         return page("verification.html.j2", 200 if found else 404, found=found)
 
@@ -441,18 +453,21 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The process can serve: the database answers, migrations are at head, the feed is heard."""
+    """The process can serve: the database answers, migrations are at head, the feed is heard.
+
+    Which of them is amiss is for operators.
+    """
     services: Services = request.app.state.services
     checks = {"database": False, "migrations": False, "feed": services.feed.connected}
     with contextlib.suppress(DatabaseUnavailable):
         checks["migrations"] = await migrate.at_head(services.database)
         checks["database"] = True
     ready = all(checks.values()) and request.app.state.prepared.is_set()
-    answer = {
-        "ready": ready,
-        **checks,
-        **({"reason": request.app.state.unfit} if request.app.state.unfit else {}),
-    }
+    answer: dict[str, object] = {"ready": ready}
+    if is_operator(request, services.settings):
+        answer |= checks
+        if request.app.state.unfit:
+            answer["reason"] = request.app.state.unfit
     return JSONResponse(answer, 200 if ready else 503)
 
 
@@ -462,8 +477,15 @@ _BEDS = Statement(
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus' text form."""
+    """Prometheus' text form, for operators."""
     services: Services = request.app.state.services
+    if not is_operator(request, services.settings):
+        wanted = {"www-authenticate": "Bearer"} if services.settings.metrics_token else {}
+        return PlainTextResponse(
+            "Metrics are for operators: see EKOYKA_METRICS_TOKEN and EKOYKA_METRICS_NETWORKS.\n",
+            401 if wanted else 403,
+            wanted,
+        )
     beds: dict[str, int] = {}
     with contextlib.suppress(DatabaseUnavailable):
         if request.app.state.prepared.is_set():

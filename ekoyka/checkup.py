@@ -27,7 +27,7 @@ class Finding:
 
 async def checkup(settings: Settings) -> list[Finding]:
     """What there is to say about the deployment of these settings, in the order in which to mend it."""
-    findings = [_secrets(settings), _address(settings), _explorer()]
+    findings = [_secrets(settings), _address(settings), _proxies(settings), _explorer()]
     if settings.database_url is not None:
         async with Database(settings.database_url.get_secret_value(), settings, pooled=False) as database:
             findings += await _database(database)
@@ -62,6 +62,16 @@ def _address(settings: Settings) -> Finding:
             "Put a TLS proxy in front and set EKOYKA_PUBLIC_URL=https://your.host; certificates and links carry it.",
         )
     return Finding(True, f"Clients use {settings.base_url}.")
+
+
+def _proxies(settings: Settings) -> Finding:
+    if settings.base_url.startswith("https://") and not settings.trusted_proxies:
+        return Finding(
+            False,
+            "Every request seems to come from the TLS proxy: all clients share one address's rates.",
+            "Set EKOYKA_TRUSTED_PROXIES to the proxy's address, and see that it writes X-Forwarded-For or Forwarded.",
+        )
+    return Finding(True, f"Proxies that are believed: {len(settings.trusted_proxies)}.")
 
 
 def _explorer() -> Finding:
@@ -168,8 +178,11 @@ def _access_log(found: seals.Verdict) -> Finding:
 
 def _server(settings: Settings) -> Finding:
     address = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}/readyz"  # noqa: S104  # nosec B104
+    request = urllib.request.Request(address)
+    if settings.metrics_token is not None:
+        request.add_header("authorization", f"Bearer {settings.metrics_token.get_secret_value()}")
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:  # nosec B310
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310  # nosec B310
             checks = json.load(answer)
     except urllib.error.HTTPError as error:
         checks = json.load(error)

@@ -144,6 +144,8 @@ def _serve(settings: Settings) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Whom to believe is our settings' to say (`api/clients.py`), not FORWARDED_ALLOW_IPS'.
+                proxy_headers=False,
                 timeout_graceful_shutdown=GRACE_S,
             )
 
@@ -263,7 +265,7 @@ def create_admin_command(
 
     async def work(database: Database) -> None:
         hasher = PasswordHasher(database.settings.password_hash_rounds)
-        hashed = await hasher.hash(password)
+        hashed = await hasher.hash(password, about=(email, name))
         hasher.close()
         async with database.transaction() as session:
             await create_admin(session, email=email, password_hash=hashed, name=name)

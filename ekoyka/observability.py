@@ -114,6 +114,12 @@ def configure_logs(settings: Settings) -> None:
     # These would write addresses, statements or query texts.
     for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "httpx2", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy != "alembic" else logging.WARNING)
+    # uvicorn's line for each socket has the client's address, and the query that it came with.
+    logging.getLogger("uvicorn.error").addFilter(_is_no_socket)
+
+
+def _is_no_socket(record: logging.LogRecord) -> bool:
+    return '"WebSocket' not in str(record.msg)
 
 
 def _add_request_id(_logger: Any, _method: str, event: Any) -> Any:

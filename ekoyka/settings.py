@@ -5,6 +5,7 @@ that hosting services give it. Units are part of the names: ``_s`` seconds, ``_b
 """
 
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -31,6 +32,17 @@ class LogFormat(StrEnum):
 _THIS_MACHINE = {("http", "127.0.0.1"), ("http", "localhost"), ("http", "::1")}
 
 
+class ProxyHeader(StrEnum):
+    """Where proxies say whom a request came from; another field than theirs is anybody's to write."""
+
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
+
+
+Network = IPv4Network | IPv6Network
+_Networks = Annotated[tuple[Network, ...], NoDecode]
+
+
 class Settings(BaseSettings):
     """Everything that a deployment may change."""
 
@@ -43,6 +55,25 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
     public_url: str | None = Field(
         None, description="Address under which clients reach the server; in certificates and links."
+    )
+    trusted_proxies: _Networks = Field(
+        (),
+        description="Addresses or networks of the proxies in front, comma-separated: what they say of where a request "
+        "comes from is believed.",
+    )
+    proxy_header: ProxyHeader = Field(
+        ProxyHeader.X_FORWARDED_FOR,
+        description="The field in which they say so: x-forwarded-for, or forwarded (RFC 7239).",
+    )
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Bearer token for `/metrics` and the details of `/readyz`, at least 32 characters; with one, "
+        "nothing else opens them.",
+    )
+    metrics_networks: _Networks = Field(
+        (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="Networks that see them without a token, comma-separated.",
     )
     workers: int = Field(1, ge=1, le=64, description="Server processes.")
     data_dir: Path = Field(
@@ -93,6 +124,13 @@ class Settings(BaseSettings):
         False, description="At the first sign-in somebody with a verified e-mail address gets an account."
     )
     oidc_timeout_s: float = Field(5.0, gt=0, description="Longest wait for the provider.")
+    cost_per_minute: int = Field(
+        500_000,
+        ge=0,
+        le=10_000_000,
+        description="Cost of expensive operations that one account may ask for in a minute; an address ten times, all "
+        "together two hundred times as much; 0: no limit.",
+    )
     download_ttl_s: int = Field(300, ge=10, le=3600, description="Life of a certificate's download address.")
     password_hash_rounds: int = Field(12, ge=4, le=16, description="bcrypt cost (2 to the power of it).")
     render_timeout_s: float = Field(5.0, gt=0, description="Longest rendering of one certificate.")
@@ -110,6 +148,16 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = Field(LogFormat.JSON, description="json, or console.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("trusted_proxies", "metrics_networks", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"addresses or networks such as 192.0.2.7, 10.0.0.0/8: {error}") from None
 
     @field_validator("token_keys", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from graphql import get_argument_values
+from graphql import GraphQLError, get_argument_values
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
@@ -24,7 +24,7 @@ from ekoyka.feed import Feed
 from ekoyka.graph.compile import ActorShape
 from ekoyka.graph.execution import ReadContext
 from ekoyka.graph.model import ANONYMOUS, TYPES
-from ekoyka.graph.plan import OperationPlan, Planner, RootPlan
+from ekoyka.graph.plan import OperationPlan, PlanError, Planner, RootPlan
 from ekoyka.graph.text import MARK, unmarked
 from ekoyka.identity import limits
 from ekoyka.identity.actors import Actor
@@ -33,12 +33,14 @@ from ekoyka.identity.queries import guard, named, placed
 from ekoyka.identity.readings import Reader, Readings, reader_of
 from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
-from ekoyka.rates import attempt
+from ekoyka.rates import Purses, RateLimited, attempt
 from ekoyka.settings import Settings
 
 if TYPE_CHECKING:
     from ekoyka.identity.provider import Provider
 
+# Operations of a greater cost are counted against what an account may ask for in a minute.
+EXPENSIVE = 500
 _VALUES = {
     "named": "text",
     "placed": "text",
@@ -105,6 +107,7 @@ class Services:
     readings: Readings
     browsers: Browsers
     provider: Provider | None
+    purses: Purses
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
@@ -181,7 +184,7 @@ class Run(ReadContext):
     async def read(self, response_key: str) -> bytes:
         assert self.plan is not None
         if self.plan.roots[response_key].name == "certificateVerification":
-            await attempt(self.database, limits.verification(address_of(self.connection)))
+            await attempt(self.database, *limits.verification(address_of(self.connection)))
         return await self.noted(self.plan.roots[response_key].name, await super().read(response_key))
 
     @property
@@ -200,6 +203,18 @@ class Run(ReadContext):
     async def fetch_value(self, sql: str, *parameters: Any) -> bytes | None:
         value: bytes | None = await self.database.fetch_value(sql, *parameters)
         return value
+
+    async def admit(self, plan: OperationPlan) -> None:
+        if plan.cost <= EXPENSIVE or not self.services.settings.cost_per_minute:
+            return
+        address = address_of(self.connection)
+        who = f"account {self.actor.account_id}" if self.actor is not None else f"address {address}"
+        limits_of = limits.spending(who, address, self.services.settings.cost_per_minute)
+        try:
+            await self.services.purses.spend(who, plan.cost, *limits_of)
+        except RateLimited as limited:
+            # Nothing has begun.
+            raise PlanError([GraphQLError("", original_error=limited)]) from limited
 
     async def perform(self, root: RootPlan) -> bytes:
         assert self.plan is not None

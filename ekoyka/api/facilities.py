@@ -125,6 +125,7 @@ class Dispensary:
         ),
         "Its doctors, for choosing who attends.",
         order=lambda row, child: f"{child}.name, {child}.id",
+        usual=30,
         roles=STAFF,
     )
 

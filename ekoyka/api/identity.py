@@ -25,6 +25,7 @@ if TYPE_CHECKING:
             pg="text",
             description="Part of the name or e-mail, in any letter case, ё as е.",
             sql=lambda row, value: f"({contains(f'{row}.name', value)} OR {contains(f'{row}.email', value)})",
+            cost=graph.SEARCH_COST,
         ),
         "blocked": graph.Filter(
             type="bool | None",
@@ -71,6 +72,7 @@ class Account:
         ),
         "The sessions that are open, the latest used first.",
         order=lambda row, child: f"{child}.last_used_at DESC, {child}.id DESC",
+        usual=30,
     )
     patient: Patient | None = graph.one(
         lambda row, child, names: f"{child}.account_id = {row}.id",

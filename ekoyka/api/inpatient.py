@@ -56,6 +56,7 @@ _SEARCH_TEXT = (
             decode=_words,
             sql=lambda row, value: f"{row}.id = ANY(ARRAY(SELECT patients_found({value})))",
             first=True,
+            cost=graph.SEARCH_COST,
         ),
         "birth_date": graph.Filter(
             type="Date | None",
@@ -166,6 +167,7 @@ class Patient:
             description=_SEARCH_TEXT,
             decode=_words,
             sql=lambda row, value: f"{row}.patient_id = ANY(ARRAY(SELECT patients_found({value})))",
+            cost=graph.SEARCH_COST,
         ),
         "patient_birth_date": graph.Filter(
             type="Date | None",
@@ -200,6 +202,7 @@ class Patient:
             pg="text",
             description="Diagnosis codes that begin with this, such as F10.",
             sql=lambda row, value: f"starts_with({row}.diagnosis_code, upper({value}))",
+            cost=graph.SEARCH_COST,
         ),
     },
     orders={
@@ -215,6 +218,7 @@ class Patient:
             sql=lambda row: f"(SELECT o.name_key FROM patient o WHERE o.id = {row}.patient_id)",
             pg="text",
             description="The patient's name, ё as е.",
+            cost=graph.SEARCH_COST,
         ),
     },
     default_order=(("checked_in_at", "DESC"),),
@@ -431,6 +435,7 @@ class Queries:
         "Empty where the actor may not see the patient or the dispensary.",
         source=lambda row, names: bed_options(names.arg("patient_id"), names.arg("dispensary_id")),
         order=lambda row, child: f"{child}.place",
+        usual=200,
         args={
             "patient_id": graph.key("Patient", "For whom."),
             "dispensary_id": graph.key("Dispensary", "Where."),

@@ -410,6 +410,7 @@ class CertificateIssueInput:
     roles=CLINICAL,
     refusals=(StayStillOpen,),
     description="A certificate is issued under the next number of the dispensary's year.",
+    cost=1000,  # the making of its PDF
 )
 async def certificate_issue(run: Run, session: AsyncSession, input: CertificateIssueInput) -> int:
     wanted = input.request or CertificateRequest()

@@ -130,9 +130,11 @@ def mutation(
     refusals: Iterable[type[Refusal]] = (),
     description: str,
     transaction: bool = True,
+    cost: int = 0,
 ) -> Callable[[Body], Body]:
     """The function is the mutation of this GraphQL name: ``(run, session, input)``, or ``(run, input)``
-    without a ``transaction`` of its own, where it opens what it needs and may return another type by its name."""
+    without a ``transaction`` of its own, where it opens what it needs and may return another type by its name.
+    ``cost`` is that of what it does."""
 
     def declare(body: Body) -> Body:
         input_type = inspect.get_annotations(body, eval_str=True)["input"]
@@ -194,6 +196,7 @@ def mutation(
         field.arguments = [graph.argument("input", input_type.__name__, "What to do.")]
         graph.NAMESPACE[input_type.__name__] = input_type
         graph.ROOT_ROLES[f"Mutation.{name}"] = roles
+        graph.ROOT_COSTS[f"Mutation.{name}"] = cost
         _FIELDS[name] = field
         _UNIONS[union_name] = ((returns, *or_returns), known)
         return body

@@ -25,9 +25,14 @@ from ekoyka.identity.sessions import (
     SessionEnded,
     SignedIn,
 )
+from ekoyka.identity.tables import Account
 from ekoyka.rates import attempt, forgive
 
 field = strawberry.field
+CHOICE_TEXT = (
+    "At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters. None of the commonest passwords, "
+    "and more than one's own name and address."
+)
 
 
 @graph.type_(
@@ -253,9 +258,7 @@ async def sign_out(run: Run, input: TokenInput) -> Made:
 @strawberry.input(description="A new account.")
 class RegisterInput:
     email: str = field(description="The e-mail address to sign in with.")
-    password: str = field(
-        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
-    )
+    password: str = field(description=CHOICE_TEXT)
     name: str = field(description="The person's name, 1 to 200 characters.")
     language: str = field(description="The language for messages: ru or en.", default="ru")
     browser: bool = field(description=_BROWSER, default=False)
@@ -271,24 +274,28 @@ class RegisterInput:
     transaction=False,
 )
 async def register(run: Run, input: RegisterInput) -> tuple[str, Made]:
-    browser = _in_cookies(run, input.browser)
-    await attempt(run.database, limits.registration(address_of(run.connection)))
-    hashed = await run.services.hasher.hash(input.password)
-    async with run.database.transaction() as session:
-        account = await operations.register(
-            session,
-            email=input.email,
-            password_hash=hashed,
-            details={"name": input.name, "language": input.language},
-        )
-        signed_in = await _open(run, session, account.id, hashed, browser=browser)
+    browser, address = _in_cookies(run, input.browser), address_of(run.connection)
+    await attempt(run.database, *limits.registration(address), *limits.taken(address, told=False))
+    hashed = await run.services.hasher.hash(input.password, about=(input.email, input.name))
+    try:
+        async with run.database.transaction() as session:
+            account = await operations.register(
+                session,
+                email=input.email,
+                password_hash=hashed,
+                details={"name": input.name, "language": input.language},
+            )
+            signed_in = await _open(run, session, account.id, hashed, browser=browser)
+    except EmailTaken:
+        await attempt(run.database, *limits.taken(address, told=True))
+        raise
     return _issued(run, signed_in)
 
 
-async def _new_hash(services: Services, password: str) -> str:
-    """The hash of what is to be the new password. Raises `Invalid`."""
+async def _new_hash(services: Services, password: str, account: Account) -> str:
+    """The hash of what is to be the account's new password. Raises `Invalid`."""
     try:
-        return await services.hasher.hash(password)
+        return await services.hasher.hash(password, about=(account.email, account.name))
     except Invalid as error:
         raise Invalid(("newPassword",), ru=error.fields["reason_ru"], en=error.fields["reason_en"]) from None
 
@@ -296,9 +303,7 @@ async def _new_hash(services: Services, password: str) -> str:
 @strawberry.input(description="A change of one's own password.")
 class PasswordChangeInput:
     password: str = field(description="The present password.")
-    new_password: str = field(
-        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
-    )
+    new_password: str = field(description=CHOICE_TEXT)
 
 
 @mutation(
@@ -314,11 +319,14 @@ class PasswordChangeInput:
 async def password_change(run: Run, input: PasswordChangeInput) -> tuple[str, Made]:
     actor, services = run.known_actor, run.services
     browser = _in_cookies(run, run.carried is not None)
+    guesses = limits.password_change(actor.account_id)
+    await attempt(services.database, guesses)
     async with services.database.transaction() as session:
-        present = await operations.password_hash_of(session, actor=actor)
-    if not await services.hasher.verify(input.password, present):
+        present = await operations.own_account(session, actor=actor)
+    if not await services.hasher.verify(input.password, present.password_hash):
         raise CredentialsWrong(("password",))
-    hashed = await _new_hash(services, input.new_password)
+    await forgive(services.database, guesses)
+    hashed = await _new_hash(services, input.new_password, present)
     async with services.database.transaction() as session:
         account = await operations.change_password(session, actor=actor, password_hash=hashed)
         signed_in = await _open(run, session, account.id, hashed, browser=browser)
@@ -395,9 +403,7 @@ async def account_reset_password(run: Run, session: AsyncSession, input: Account
 @strawberry.input(description="A new password, by an administrator's leave.")
 class PasswordResetInput:
     code: str = field(description="The administrator's code.")
-    new_password: str = field(
-        description="At least 10 characters, at most 72 bytes: 72 Latin or 36 Cyrillic letters."
-    )
+    new_password: str = field(description=CHOICE_TEXT)
     browser: bool = field(description=_BROWSER, default=False)
 
 
@@ -413,7 +419,10 @@ class PasswordResetInput:
 async def password_reset(run: Run, input: PasswordResetInput) -> tuple[str, Made]:
     services = run.services
     browser = _in_cookies(run, input.browser)
-    hashed = await _new_hash(services, input.new_password)
+    await attempt(services.database, *limits.password_reset(address_of(run.connection)))
+    async with services.database.transaction() as session:
+        holder = await sessions.holder_of_code(session, input.code)
+    hashed = await _new_hash(services, input.new_password, holder)
     async with services.database.transaction() as session:
         account_id = await sessions.reset_password(session, code=input.code, password_hash=hashed)
         signed_in = await _open(run, session, account_id, hashed, browser=browser)

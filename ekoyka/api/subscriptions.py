@@ -163,6 +163,7 @@ async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, A
         raise PlanError([bad_input(error, root.site.node, [key])]) from error
     except GraphQLError as error:
         raise PlanError([error]) from error
+    await run.admit(plan)
 
     def bind(since: int | None, upto: int | None) -> list[Any]:
         return statement.bind(

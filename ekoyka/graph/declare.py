@@ -10,8 +10,11 @@ from typing import Any, Generic, TypeVar
 from ekoyka.graph.ids import encode_sql
 from ekoyka.graph.model import (
     ANONYMOUS,
+    ROOT_COSTS,
     ROOT_ROLES,
+    SEARCH_COST,
     TYPES,
+    USUAL_LIST,
     AbstractDecl,
     Arg,
     FieldDecl,
@@ -43,7 +46,9 @@ from ekoyka.graph.types import (
 __all__ = [
     "ANONYMOUS",
     "NAMESPACE",
+    "ROOT_COSTS",
     "ROOT_ROLES",
+    "SEARCH_COST",
     "TYPES",
     "Arg",
     "Connection",
@@ -169,9 +174,10 @@ def listing(
     source: RowSql | None = None,
     roles: Iterable[str] | None = None,
     same_scope: bool = False,
+    usual: int = USUAL_LIST,
     args: Mapping[str, Arg] | None = None,
 ) -> Any:
-    """A plain list, short by nature; ``order(parent, child)`` is its ORDER BY."""
+    """A plain list, short by nature (``usual`` rows); ``order(parent, child)`` is its ORDER BY."""
     return LinkDecl(
         description=description,
         roles=_roles(roles),
@@ -181,6 +187,7 @@ def listing(
         order=order,
         source=source,
         same_scope=same_scope,
+        usual=usual,
         args=args or {},
     )
 

@@ -42,6 +42,10 @@ class ReadContext(ABC):
         """The statement's value, on a connection for reading."""
 
     @abstractmethod
+    async def admit(self, plan: OperationPlan) -> None:
+        """The operation may run, by what it costs. Raises `PlanError`."""
+
+    @abstractmethod
     async def perform(self, root: RootPlan) -> bytes:
         """The mutation is done; the JSON of its payload."""
 
@@ -92,6 +96,7 @@ class ReadContext(ABC):
         if not plan.compiled:
             return None
         self.bind(plan)
+        await self.admit(plan)
         return await self.answer(plan)
 
     async def answer(self, plan: OperationPlan) -> bytes:
@@ -152,6 +157,7 @@ class PlannedExecution(SchemaExtension):
                 compiled=context.compiled,
             )
             context.bind(plan)
+            await context.admit(plan)
             if plan.compiled:
                 data: Any = orjson.Fragment(await context.answer(plan))
                 execution.result = ExecutionResult(data=data, errors=None)

@@ -25,6 +25,11 @@ class Names(Protocol):
         """A value handed over when the statement runs: the key of a payload's row, a refusal's fields."""
 
 
+# A list that has no pages is short by its nature: rows of a room, changes of an event.
+USUAL_LIST = 10
+# What looking through a table for some text costs, in objects.
+SEARCH_COST = 500
+
 RowSql = Callable[[str, Names], str]
 """(alias, names) -> SQL."""
 LinkSql = Callable[[str, str, Names], str]
@@ -66,21 +71,26 @@ class Filter(Arg):
 
     ``absent(alias)`` is the condition that holds where the client says nothing. ``first``: the rows are found by
     it before they are ordered. Where a plan cannot know how few rows meet it, it would walk through all rows in
-    the order that is asked for until the page is full.
+    the order that is asked for until the page is full. ``cost``: of what it looks through, in objects.
     """
 
     sql: Callable[[str, str], str]
     absent: Callable[[str], str] | None = None
     first: bool = False
+    cost: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """An orderable value; never null, and of a PostgreSQL type that a cursor can carry."""
+    """An orderable value; never null, and of a PostgreSQL type that a cursor can carry.
+
+    ``cost``: of ordering by it, in objects, where no index does it.
+    """
 
     sql: Callable[[str], str]
     pg: str
     description: str
+    cost: int = 0
 
 
 @dataclass(kw_only=True)
@@ -111,7 +121,7 @@ class LinkDecl(FieldDecl):
 
     ``same_scope``: whoever may see the one row, by the field's roles, may see the others. A foreign key sees
     to it, so the scope is not asked again; a test asks it. ``joined``: the one row is joined to this one
-    rather than looked up by it, so that other fields can refer to it too.
+    rather than looked up by it, so that other fields can refer to it too. ``usual``: how many rows a list has.
     """
 
     target: str
@@ -122,6 +132,7 @@ class LinkDecl(FieldDecl):
     default_order: tuple[tuple[str, str], ...] = ()
     same_scope: bool = False
     joined: bool = False
+    usual: int = USUAL_LIST
     args: Mapping[str, Arg] = field(default_factory=dict)
 
 
@@ -157,4 +168,6 @@ class TypeDecl:
 TYPES: dict[str, TypeDecl] = {}
 # "Mutation.stayCheckIn" and the like -> the roles that may; query fields carry theirs themselves.
 ROOT_ROLES: dict[str, frozenset[str]] = {}
+# The same -> what it costs beside its payload, in objects.
+ROOT_COSTS: dict[str, int] = {}
 ANONYMOUS = "ANONYMOUS"

@@ -37,6 +37,8 @@ from ekoyka.graph.selections import Selector, sets_of
 
 _INTROSPECTION = frozenset({"__schema", "__type"})
 KEPT = 1000
+# Of the variables: whoever sends thousands of bad values is not told of each.
+MOST_ERRORS = 5
 # Longer documents are read anew each time: a thousand of them would fill the memory.
 LONGEST_KEPT = 20_000
 
@@ -165,7 +167,11 @@ class Planner:
         """
         operation = _operation(document, operation_name)
         variables = get_variable_values(
-            self.schema, operation.variable_definitions or (), dict(raw_variables or {})
+            self.schema,
+            operation.variable_definitions or (),
+            dict(raw_variables or {}),
+            max_errors=MOST_ERRORS,
+            hide_suggestions=self.introspectors is not None,
         )
         if isinstance(variables, list):
             raise PlanError([coded(error, "BAD_USER_INPUT") for error in variables])

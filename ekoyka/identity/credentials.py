@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,13 +21,11 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OctKey
 
 from ekoyka.cache import Cache
-from ekoyka.errors import Invalid
 from ekoyka.identity.actors import Actor
+from ekoyka.identity.passwords import LONGEST_PASSWORD_BYTES, check_password
 from ekoyka.rates import RateLimited
 from ekoyka.settings import Mode, Settings
 
-LONGEST_PASSWORD_BYTES = 72
-SHORTEST_PASSWORD = 10
 _LONGEST_TOKEN = 8192
 TOKENS_KEPT = 10_000
 # In one process; at a quarter of a second each and two at a time, the last of them waits for half a minute.
@@ -42,25 +40,6 @@ class NotAuthenticated(Exception):
 
 class SettingsIncomplete(Exception):
     """A setting without which the server does not start; the text says which and how to make one."""
-
-
-def check_password(password: str) -> None:
-    """The password is one that may be chosen. Raises `Invalid`.
-
-    bcrypt reads no more than 72 bytes; what lies beyond would be ignored, so it is refused.
-    """
-    if len(password) < SHORTEST_PASSWORD:
-        raise Invalid(
-            ("password",),
-            ru=f"Пароль слишком короткий: нужно не меньше {SHORTEST_PASSWORD} знаков.",
-            en=f"The password is too short: at least {SHORTEST_PASSWORD} characters.",
-        )
-    if len(password.encode()) > LONGEST_PASSWORD_BYTES:
-        raise Invalid(
-            ("password",),
-            ru="Пароль слишком длинный: не больше 72 байтов, то есть 36 русских букв или 72 латинских.",
-            en="The password is too long: at most 72 bytes, that is 72 Latin or 36 Cyrillic letters.",
-        )
 
 
 class PasswordHasher:
@@ -85,9 +64,9 @@ class PasswordHasher:
         finally:
             self._under_way -= 1
 
-    async def hash(self, password: str) -> str:
-        """The password's hash. Raises `Invalid` for one that may not be chosen."""
-        check_password(password)
+    async def hash(self, password: str, *, about: Iterable[str] = ()) -> str:
+        """The password's hash. Raises `Invalid` for one that may not be chosen by whom these texts are about."""
+        check_password(password, about=about)
         hashed = await self._in_thread(lambda: bcrypt.hashpw(password.encode(), bcrypt.gensalt(self._rounds)))
         return hashed.decode()
 

@@ -131,12 +131,12 @@ async def update_account(
     return account
 
 
-async def password_hash_of(session: AsyncSession, *, actor: Actor) -> str:
-    """The hash of the actor's present password. Raises `NotAuthenticated`."""
+async def own_account(session: AsyncSession, *, actor: Actor) -> Account:
+    """The actor's account, with the hash of its present password. Raises `NotAuthenticated`."""
     await confirm(session, actor)
     account = await session.get(Account, actor.account_id)
     assert account is not None
-    return account.password_hash
+    return account
 
 
 async def change_password(session: AsyncSession, *, actor: Actor, password_hash: str) -> Account:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from sqlalchemy import text
+from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
 
 from ekoyka import feed
 from ekoyka.errors import NotFound, Refusal
@@ -332,6 +333,22 @@ async def allow_reset(session: AsyncSession, *, actor: Actor, account_id: int) -
     )
     await authority_changed(session, account)
     return code, expires_at
+
+
+async def holder_of_code(session: AsyncSession, code: str) -> Account:
+    """Who may set a new password by this code. Raises `ResetCodeWrong`."""
+    account = await session.scalar(
+        select(Account)
+        .join(PasswordReset, col(PasswordReset.account_id) == Account.id)
+        .where(
+            PasswordReset.hash == digest(code),
+            col(PasswordReset.used_at).is_(None),
+            col(PasswordReset.expires_at) > func.now(),
+        )
+    )
+    if account is None:
+        raise ResetCodeWrong(("code",))
+    return account
 
 
 async def reset_password(session: AsyncSession, *, code: str, password_hash: str) -> int:

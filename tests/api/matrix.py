@@ -116,7 +116,7 @@ MAY_NAME_ANYBODY = {
     ("stayTransfer", "reservationId"): "one that does not hold the bed, whoever's it is, changes nothing",
 }
 
-# Each route, and what it answers to whoever knows no secret; None where others of these tests ask.
+# Each route, and what it answers to whoever knows no secret and comes from elsewhere; None where other tests ask.
 ROUTES = {
     "GET /": 307,
     "POST /graphql": None,
@@ -132,7 +132,7 @@ ROUTES = {
     "GET /verify/{code}": 404,
     "GET /healthz": 200,
     "GET /readyz": 200,
-    "GET /metrics": 200,
+    "GET /metrics": 403,
     "GET /static": 307,
 }
 

@@ -25,7 +25,7 @@ CANARIES = {
     "address": "Тайный переулок 13",
     "document": "4509 123456",
     "diagnosis": "F19.77",
-    "password": "canary password 1",
+    "password": "a bird in 1 cage",
     "email": "canary@example.org",
 }
 

@@ -55,9 +55,10 @@ def test_the_readme_documents_every_setting_with_its_default() -> None:
     for name, field in Settings.model_fields.items():
         variable = "DATABASE_URL" if name == "database_url" else f"EKOYKA_{name.upper()}"
         [row] = re.findall(rf"^\| `{variable}` \| (.*) \| (.*) \|$", readme, re.MULTILINE)
-        default = (
-            "—" if field.default in (None, ()) else f"`{getattr(field.default, 'value', field.default)}`"
-        )
+        value = field.default
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value)) or None
+        default = "—" if value is None else f"`{getattr(value, 'value', value)}`"
         assert row == (default, field.description), f"{variable} in the README"
 
 
@@ -87,7 +88,12 @@ async def test_an_administrator_is_made_on_the_command_line(database_url: str, d
 
 async def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(database_url: str, make: Factory) -> None:
     sick = ekoyka("doctor", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
-    before = ekoyka("doctor", DATABASE_URL=database_url, EKOYKA_TOKEN_KEYS="k" * 40)
+    before = ekoyka(
+        "doctor",
+        DATABASE_URL=database_url,
+        EKOYKA_TOKEN_KEYS="k" * 40,
+        EKOYKA_PUBLIC_URL="https://beds.example.org",
+    )
     await make.account(superadmin=True)
     after = ekoyka("doctor", DATABASE_URL=database_url, EKOYKA_TOKEN_KEYS="k" * 40)
 
@@ -96,6 +102,7 @@ async def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(database_url: st
     assert "The database cannot be reached" in sick.stdout
     assert "✗ Superadministrators who can sign in: 0" in before.stdout
     assert "create-admin" in before.stdout
+    assert "EKOYKA_TRUSTED_PROXIES" in before.stdout
     assert "✓ Superadministrators who can sign in: 1" in after.stdout
     assert "No server answers" in after.stdout
     assert "Traceback" not in sick.stdout + sick.stderr

@@ -90,10 +90,24 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert "ekoyka:8000" in (ROOT / "deploy/prometheus.yml").read_text()
 
 
+def test_prometheus_is_let_in_by_the_token_that_the_server_wants() -> None:
+    compose = (ROOT / "compose.yml").read_text()
+    [secret] = re.findall(
+        r"credentials_file: /run/secrets/(\w+)", (ROOT / "deploy/prometheus.yml").read_text()
+    )
+
+    assert re.search(
+        rf"^secrets:\n  {secret}:\n    environment: EKOYKA_METRICS_TOKEN$", compose, re.MULTILINE
+    )
+    services = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", compose, re.MULTILINE))
+    assert f"- {secret}" in services["prometheus"]
+    assert "EKOYKA_METRICS_TOKEN: ${" in services["ekoyka"]
+
+
 def test_secrets_have_no_default_in_compose() -> None:
     compose = (ROOT / "compose.yml").read_text()
 
-    for secret in ("EKOYKA_TOKEN_KEYS", "POSTGRES_PASSWORD", "GRAFANA_PASSWORD"):
+    for secret in ("EKOYKA_TOKEN_KEYS", "EKOYKA_METRICS_TOKEN", "POSTGRES_PASSWORD", "GRAFANA_PASSWORD"):
         uses = re.findall(rf"\$\{{{secret}(.)(.)", compose)
         assert uses, secret
         assert set(uses) == {(":", "?")}

@@ -1,11 +1,14 @@
 """How often something may be tried: counted before it is made, shared by processes, forgotten in time."""
 
 import asyncio
+from dataclasses import replace
 
 import bcrypt
 import pytest
 
 from ekoyka.database import Database
+from ekoyka.identity import limits
+from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import MOST_HASHES_WAITING, PasswordHasher
 from ekoyka.rates import FIRST_WAIT_S, LONGEST_WAIT_S, Limit, RateLimited, attempt, forgive, sweep
 from ekoyka.settings import Settings
@@ -87,6 +90,48 @@ async def test_what_is_forgiven_and_what_is_over_is_gone(database: Database) -> 
     assert await database.fetch_value("SELECT count(*) FROM rate") == 0
 
 
+async def test_what_a_narrow_limit_refuses_uses_up_no_wide_one(database: Database) -> None:
+    everybody = Limit("everybody", "", 20, 60)
+    mine, anothers = Limit("call", "anna", 5, 60), Limit("call", "boris", 100, 60)
+    for _ in range(50):
+        await tried(database, mine, everybody)
+
+    waits = [await tried(database, anothers, everybody) for _ in range(20)]
+
+    assert [wait is None for wait in waits] == [True] * 15 + [False] * 5
+
+
+async def test_an_attempt_counts_its_weight_and_one_without_any_only_asks(database: Database) -> None:
+    heavy, question = Limit("call", "anna", 5, 60, weight=4), Limit("call", "anna", 5, 60, weight=0)
+
+    assert [await tried(database, question) for _ in range(9)] == [None] * 9
+    assert [await tried(database, heavy) for _ in range(2)] == [None] * 2
+    assert await tried(database, question) == pytest.approx(60, abs=2)
+    await passes(database, 61)
+    assert [await tried(database, limit) for limit in (question, heavy, heavy)] == [None] * 3
+    assert await tried(database, Limit("other", "anna", 5, 60, weight=5)) is None
+    assert await tried(database, Limit("other", "anna", 5, 60)) == pytest.approx(60, abs=2)
+
+
+async def test_to_ask_makes_no_wait_longer(database: Database) -> None:
+    question = Limit("guess", "anna", 10, 3600, slower=True, weight=0)
+    for _ in range(10):
+        await tried(database, GUESSES)
+    await passes(database, FIRST_WAIT_S + 1)
+
+    assert [await tried(database, question) for _ in range(3)] == [None] * 3
+    assert await tried(database, GUESSES) is None
+    assert await tried(database, question) == pytest.approx(2 * FIRST_WAIT_S, abs=2)
+
+
+def test_an_ipv6_network_is_one_address_and_not_millions() -> None:
+    def place(address: str) -> str:
+        return limits.registration(address)[0].who
+
+    assert place("2001:db8:1:2::1") == place("2001:db8:1:2:ffff::7") != place("2001:db8:1:3::1")
+    assert place("192.0.2.1") != place("192.0.2.2")
+
+
 async def test_no_address_is_kept(database: Database) -> None:
     await tried(database, Limit("sign-in", "anna@example.org", 10, 60))
 
@@ -156,6 +201,47 @@ async def test_a_strangers_guesses_keep_nobody_from_signing_in_where_they_did_be
 
     assert last[0] == 429
     assert (await guess(client, account.email, PASSWORD))[0] == 200
+
+
+async def test_in_all_no_more_are_guessed_but_where_people_have_signed_in_before(
+    client: Client, make: Factory
+) -> None:
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    account = await make.account(password_hash=hashed)
+    assert (await guess(client, account.email, PASSWORD))[0] == 200
+    *_, everybody = limits.sign_in("anybody", None, known_there=False)
+    await attempt(client.services.database, replace(everybody, weight=everybody.free))
+
+    assert (await guess(client, "nobody@example.org"))[0] == 429
+    assert (await guess(client, account.email, PASSWORD))[0] == 200
+
+
+async def test_the_present_password_cannot_be_guessed_with_a_stolen_token(
+    client: Client, make: Factory
+) -> None:
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    account = await make.account(password_hash=hashed)
+    thief = Actor(account_id=account.id, auth_version=1)
+    change = (
+        "mutation ($p: String!) { passwordChange(input: {password: $p, newPassword: $p}) "
+        "{ ... on Refusal { code } } }"
+    )
+
+    wrong = [(await client.post(change, thief, p=WRONG))["data"]["passwordChange"] for _ in range(10)]
+
+    assert wrong == [{"code": "CREDENTIALS_WRONG"}] * 10
+    assert await client.codes(change, thief, p=PASSWORD) == ["RATE_LIMITED"]
+
+
+async def test_codes_for_a_new_password_cannot_be_tried_out(client: Client) -> None:
+    reset = (
+        'mutation { passwordReset(input: {code: "0123456789", newPassword: "a long enough password"}) '
+        "{ ... on Refusal { code } } }"
+    )
+    for _ in range(30):
+        assert (await client.data(reset))["passwordReset"] == {"code": "RESET_CODE_WRONG"}
+
+    assert await client.codes(reset) == ["RATE_LIMITED"]
 
 
 async def test_no_more_passwords_wait_to_be_hashed_than_the_bound() -> None:
