@@ -155,6 +155,8 @@ class AccessEntry(SQLModel, table=True):
         Index("ix_access_entry_patients", "patients", postgresql_where=text("patients IS NOT NULL")),
         Index("ix_access_entry_account_id", "account_id", "at", "id"),
         Index("ix_access_entry_at", "at", "id"),
+        # Whoever adds an entry may not see it: RETURNING would be refused.
+        {"implicit_returning": False},
     )
     id: int = identity()
     at: datetime = instant(now=True)

@@ -13,6 +13,7 @@ from benchmarks import dataset
 from benchmarks.operations import READS, TEXTS, variables
 from ekoyka.api.context import Run
 from ekoyka.database import Database
+from ekoyka.graph.text import unmarked
 from ekoyka.identity.actors import Actor
 from ekoyka.settings import Settings
 from tests.client import Client, context, serving
@@ -130,13 +131,13 @@ async def test_a_page_deep_in_the_list_reads_no_more_than_the_first(
         sql, parameters = _statement(run, PAGE, given)
         for _ in range(2):  # the second time nothing is new to the session
             plan = await _explain(database, sql, parameters)
-        answer = orjson.loads(await database.fetch_value(sql, *parameters))
+        answer = orjson.loads(unmarked(await database.fetch_value(sql, *parameters))[0])
         return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], answer["pageInfo"]["endCursor"]
 
     first, cursor = await read(None)
     for _ in range(70):
         sql, parameters = _statement(run, PAGE, {"where": where, "order": order, "after": cursor})
-        answer = orjson.loads(await database.fetch_value(sql, *parameters))
+        answer = orjson.loads(unmarked(await database.fetch_value(sql, *parameters))[0])
         assert len(answer["edges"]) == 50
         cursor = answer["pageInfo"]["endCursor"]
 
