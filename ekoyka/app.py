@@ -46,6 +46,7 @@ from ekoyka.inpatient.queries import bed_status
 from ekoyka.inpatient.reservations import lapse_reservations
 from ekoyka.observability import RESERVATIONS_LAPSED, STATEMENTS, RequestLog, configure_logs, metrics_text
 from ekoyka.settings import Mode, Settings
+from ekoyka.tally import Tallies
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +92,7 @@ def create_app(settings: Settings) -> Starlette:
         feed=listener,
         watching=Watching(database, listener, buffer_bytes=settings.feed_buffer_bytes),
         accounts=Accounts(database, listener),
+        sockets=Tallies(database),
         documents=Documents(database),
     )
 
@@ -99,7 +101,7 @@ def create_app(settings: Settings) -> Starlette:
         # What is loaded now stays: the garbage collector need not look through it again and again.
         gc.collect()
         gc.freeze()
-        async with database, services.feed:
+        async with database, services.feed, services.sockets:
             work = [
                 asyncio.create_task(_prepare(app, database), name="prepare"),
                 asyncio.create_task(

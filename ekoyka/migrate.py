@@ -18,7 +18,8 @@ import ekoyka.facilities.tables
 import ekoyka.feed
 import ekoyka.identity.tables
 import ekoyka.inpatient.tables
-import ekoyka.rates  # noqa: F401 -- each import adds its tables to the metadata
+import ekoyka.rates
+import ekoyka.tally  # noqa: F401 -- each import adds its tables to the metadata
 from ekoyka.database import Database
 
 if TYPE_CHECKING:

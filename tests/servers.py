@@ -14,10 +14,15 @@ from typing import Any, Self
 
 import httpx
 import orjson
+import uvicorn
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from ekoyka.api.intake import Intake
+from ekoyka.api.outlets import DirectProtocol
+from ekoyka.app import create_app
 from ekoyka.settings import Settings
 
 TOKEN_KEY = "k" * 48
@@ -35,13 +40,15 @@ class Server:
     """One server process."""
 
     port: int
-    process: asyncio.subprocess.Process
+    # None where it runs inside the test's own.
+    process: asyncio.subprocess.Process | None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     async def stop(self, kind: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(kind)
         return await self.process.wait()
@@ -80,6 +87,7 @@ async def ready(server: Server) -> None:
     """Waits until the server says that it is ready."""
     async with httpx.AsyncClient() as http:
         while True:
+            assert server.process is not None
             assert server.process.returncode is None, "the server ended"
             try:
                 if (await http.get(f"{server.url}/readyz")).status_code == 200:
@@ -99,6 +107,32 @@ async def running(settings: Settings, count: int = 1, **environment: str) -> Asy
     finally:
         for server in servers:
             await server.stop(signal.SIGKILL)
+
+
+@asynccontextmanager
+async def inside(settings: Settings, **options: Any) -> AsyncIterator[Server]:
+    """A server in this very process, on a port of its own, ready; uvicorn's ``options`` are the test's."""
+    app = create_app(settings.model_copy(update={"token_keys": (SecretStr(TOKEN_KEY),)}))
+    port = free_port()
+    config = uvicorn.Config(
+        app,
+        port=port,
+        http=Intake,
+        ws=DirectProtocol,
+        ws_per_message_deflate=False,
+        log_config=None,
+        **options,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        await app.state.prepared.wait()
+        while not server.started:  # noqa: ASYNC110 -- uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        yield Server(port, None)
+    finally:
+        server.should_exit = True
+        await serving
 
 
 @dataclass

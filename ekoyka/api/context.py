@@ -32,6 +32,7 @@ from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
 from ekoyka.rates import attempt
 from ekoyka.settings import Settings
+from ekoyka.tally import Tallies
 
 _VALUES = {
     "account": "bigint",
@@ -83,6 +84,7 @@ class Services:
     documents: Documents
     watching: Watching
     accounts: Accounts
+    sockets: Tallies
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:
