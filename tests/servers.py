@@ -83,18 +83,19 @@ async def start(settings: Settings, *, log: Path | None = None, **environment: s
     return Server(port, process)
 
 
-async def ready(server: Server) -> None:
-    """Waits until the server says that it is ready."""
-    async with httpx.AsyncClient() as http:
-        while True:
+async def ready(server: Server, workers: int = 1) -> None:
+    """Waits until the server says that it is ready, whichever of its workers is asked."""
+    left = wanted = 1 if workers == 1 else 10 * workers
+    async with httpx.AsyncClient(headers={"connection": "close"}) as http:
+        while left:
             assert server.process is not None
             assert server.process.returncode is None, "the server ended"
             try:
-                if (await http.get(f"{server.url}/readyz")).status_code == 200:
-                    return
+                left = left - 1 if (await http.get(f"{server.url}/readyz")).status_code == 200 else wanted
             except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.1)
+                left = wanted
+            if left == wanted:
+                await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -141,6 +142,7 @@ class Socket:
 
     connection: ClientConnection
     frames: dict[str, asyncio.Queue[dict[str, Any]]] = field(default_factory=dict)
+    pongs: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     last: dict[str, Any] = field(default_factory=dict)
     _reader: asyncio.Task[None] | None = None
 
@@ -165,6 +167,8 @@ class Socket:
                 frame = orjson.loads(message)
                 if "id" in frame:
                     self.frames[frame["id"]].put_nowait(frame)
+                elif frame["type"] == "pong":
+                    self.pongs.put_nowait(frame)
 
     async def subscribe(self, key: str, query: str, **variables: Any) -> None:
         self.frames[key] = asyncio.Queue()
@@ -173,12 +177,16 @@ class Socket:
 
     async def ask(self, key: str, payload: dict[str, Any]) -> dict[str, Any]:
         """The first frame that answers this operation, which is over then."""
+        frame = await self.answer(key, payload)
+        await self.complete(key)
+        return frame
+
+    async def answer(self, key: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """The first frame that answers this operation."""
         self.frames[key] = asyncio.Queue()
         body = {"id": key, "type": "subscribe", "payload": payload}
         await self.connection.send(orjson.dumps(body).decode())
-        frame = await self.next(key)
-        await self.complete(key)
-        return frame
+        return await self.next(key)
 
     async def next(self, key: str) -> dict[str, Any]:
         """The operation's next frame; a test that waits in vain fails after a while."""
@@ -204,6 +212,11 @@ class Socket:
             self.last = event
         assert len(changes) == count, changes
         return changes
+
+    async def renew(self, token: str | None) -> None:
+        """The server is shown a newer token; it answers with a pong, unless it closes the socket."""
+        ping = {"type": "ping", "payload": {"authorization": f"Bearer {token}"}}
+        await self.connection.send(orjson.dumps(ping).decode())
 
     async def complete(self, key: str) -> None:
         """The operation is over, by this client's wish."""

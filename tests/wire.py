@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -52,9 +53,15 @@ class Wire:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, server: Server, *, protocol: str | None = "graphql-transport-ws", head: bytes = b""
+        cls, server: Server, *, protocol: str | None = "graphql-transport-ws", address: str = "127.0.0.1"
     ) -> AsyncIterator[Self]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        """A socket, from this address of the machine's own, with little room for what it has not read."""
+        connected = socket.socket()
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connected.setblocking(False)
+        connected.bind((address, 0))
+        await asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", server.port))
+        reader, writer = await asyncio.open_connection(sock=connected)
         wire = cls(reader, writer)
         try:
             writer.write(
@@ -63,7 +70,6 @@ class Wire:
                 + base64.b64encode(b"k" * 16)
                 + b"\r\nSec-WebSocket-Version: 13\r\n"
                 + (f"Sec-WebSocket-Protocol: {protocol}\r\n".encode() if protocol else b"")
-                + head
                 + b"\r\n"
             )
             answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
@@ -80,6 +86,10 @@ class Wire:
             self.writer.write(part)
             if pause_s:
                 await asyncio.sleep(pause_s)
+
+    def stop_reading(self) -> None:
+        """What the server sends from now on is not taken."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     async def begin(self, token: str | None = None) -> None:
         """The socket is introduced and acknowledged."""

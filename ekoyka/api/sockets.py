@@ -17,6 +17,7 @@ idle one has no task. Whatever ends a socket has a code:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import time
 from collections import Counter
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
 _MALFORMED, _UNAUTHORIZED, _IN_USE, _LATER = 4400, 4401, 4409, 1013
 _TOKEN_NOT_GOOD = "The access token is not good (any more)."  # noqa: S105 -- it is none
 INIT_PATIENCE = timedelta(seconds=10)
+# So long a socket waits for a server that has just started.
+_PREPARED_S = 5.0
 # Each frame of an operation repeats its id.
 LONGEST_ID = 200
 
@@ -123,7 +126,7 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
         """The socket is heard until it ends. Of one address this process hears so many, introduced or not."""
         settings, here = self.context.services.settings, cast("Sockets", self.view).by_address
         address = address_of(self.context.connection) or "?"
-        if not self.context.connection.app.state.prepared.is_set():
+        if not await _within(_PREPARED_S, self.context.connection.app.state.prepared):
             await self.websocket.close(_LATER, "The server is waiting for its database: come back.")
         elif here[address] >= settings.sockets_per_address:
             await self.websocket.close(TOO_MANY, _too_many("address"))
@@ -330,6 +333,12 @@ class _Handler(BaseGraphQLTransportWSHandler[Run, None]):
                     answer = {"id": key, "type": "error", "payload": errors_of(TimeoutError())}
                     self.outlet.write(text_frame(orjson.dumps(answer)))
             self.outlet.end(COME_BACK, "The server stops: come back.")
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
 
 
 _AUTHORIZATION = ("authorization", "Authorization")

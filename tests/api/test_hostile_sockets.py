@@ -19,6 +19,12 @@ from tests.wire import BINARY, CLOSE, CONT, PING, PONG, TEXT, Wire, frame, messa
 CANARY = "Канарейкин"
 ASK: dict[str, Any] = {"type": "subscribe", "id": "1", "payload": {"query": "{ __typename }"}}
 
+# Half a megabyte of the schema's descriptions.
+_PARTS = [
+    f"s{number}: __schema {{ types {{ description fields {{ name description }} }} }}" for number in range(10)
+]
+LONG = "{" + " ".join(_PARTS) + "}"
+
 # What is sent on a socket that was just opened, and the code with which it ends.
 BEFORE: dict[str, tuple[bytes, int]] = {
     "no JSON": (message("{"), 4400),
@@ -217,13 +223,10 @@ async def test_who_answers_no_ping_or_takes_no_answer_is_cut_off_and_the_rest_go
         await usual.acknowledged()
         await silent.begin()
         await deaf.begin()
-        # Asks and asks, and reads no answer.
-        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        question = {"query": "{ " + " ".join(f"a{n}: __typename" for n in range(14)) + " }"}
-        for number in range(FLOOD_FRAMES - 10):
-            await deaf.send(
-                message({"type": "subscribe", "id": f"{number}-{'x' * 190}", "payload": question})
-            )
+        # Asks for much, and reads no answer.
+        deaf.stop_reading()
+        for number in range(20):
+            await deaf.send(message({"type": "subscribe", "id": str(number), "payload": {"query": LONG}}))
         assert (await silent.closed(20), silent.reason) == (4408, "No answer to a ping.")
         gone = time.monotonic() + 20
         while not deaf.writer.transport.is_closing():
