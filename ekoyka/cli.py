@@ -45,7 +45,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 _Result = TypeVar("_Result")
 # A server that stops waits so long for what is under way, and for a worker process that does not end by itself:
 # with what must be closed after that it is out in 20 seconds.
-DRAIN_S, WORKER_S = 12, 18
+DRAIN_S, WORKER_S = 10, 18
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
@@ -24,6 +25,8 @@ from ekoyka.database import Database
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+log = structlog.get_logger(__name__)
 
 METADATA = SQLModel.metadata
 
@@ -54,16 +57,20 @@ def head() -> str:
 
 def _upgrade(connection: Connection, revision: str) -> None:
     from alembic import command
+    from alembic.migration import MigrationContext
 
+    # Migrations may take longer than a request's statement may, and so may the wait for another's.
+    connection.execute(text("SET statement_timeout = 0"))
     # A session lock: it outlives the migrations' own transactions and ends with the connection.
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     connection.commit()
     try:
-        # Migrations may take longer than a request's statement may.
-        connection.execute(text("SET statement_timeout = 0"))
-        connection.commit()
+        before = MigrationContext.configure(connection).get_current_revision()
         command.upgrade(_config(connection), revision)
         connection.commit()
+        after = MigrationContext.configure(connection).get_current_revision()
+        if after != before:
+            log.info("migrated", before=before, after=after)
     finally:
         connection.rollback()
         connection.execute(text("RESET statement_timeout"))

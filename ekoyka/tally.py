@@ -33,7 +33,7 @@ LEASE_S = 30.0
 BEAT_S = 8.0
 # The shortest time from one writing to the next: what comes and goes meanwhile goes together.
 PAUSE_S = 0.02
-_RETRY_S = 0.5
+_RETRY_S, _LEAVE_S = 0.5, 1.0
 
 
 class ServerProcess(SQLModel, table=True):
@@ -137,8 +137,9 @@ class Tallies:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         _send_away(self._waiting)
-        with contextlib.suppress(DatabaseUnavailable, asyncpg.PostgresError):
-            await self._database.fetch_aside(_LEAVE, self._process)
+        with contextlib.suppress(DatabaseUnavailable, asyncpg.PostgresError, TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                await self._database.fetch_aside(_LEAVE, self._process)
 
     async def enter(self, *bounds: Bound) -> None:
         """One more is counted under each of the bounds. Raises `Full`, `DatabaseUnavailable`; then it is not."""

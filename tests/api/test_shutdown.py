@@ -14,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from ekoyka import embedded
 from ekoyka.database import Database
 from ekoyka.identity.actors import Actor
 from ekoyka.settings import Settings
@@ -307,6 +308,53 @@ async def test_the_embedded_database_is_stopped_after_the_server(tmp_path: Path)
     said = (tmp_path / "log").read_text()
     assert "Traceback" not in said
     assert "feed_cut" not in said
+
+
+async def test_a_database_that_says_nothing_holds_nobody_up(tmp_path: Path) -> None:
+    folder = tmp_path / "pg"
+    database = embedded.start(folder, durable=False)
+    [postgres] = _of_postgres(folder)
+    log = tmp_path / "server.log"
+    server = await start(Settings(database_url=database.url()), log=log)
+    question = {"query": '{ certificateVerification(code: "0123456789") { number } }'}
+    guess = {"grant_type": "password", "username": "a@b.example", "password": "x" * 12}
+    async with AsyncExitStack() as stack:
+        stack.callback(embedded.stop, database)
+        stack.push_async_callback(server.stop, signal.SIGKILL)
+        await asyncio.wait_for(ready(server), 60)
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=60))
+        socket = await stack.enter_async_context(Socket.open(server, None))
+        await socket.acknowledged()
+        frozen = [postgres, *_children(postgres)]
+        stack.callback(_signal, frozen, signal.SIGCONT)
+        _signal(frozen, signal.SIGSTOP)
+        asking = [
+            asyncio.create_task(http.post("/graphql", json=question)),
+            asyncio.create_task(http.post("/auth/token", data=guess)),
+        ]
+        waiting = asyncio.create_task(socket.answer("1", question))
+        await asyncio.sleep(0.5)
+        told = time.monotonic()
+        status = await server.stop(signal.SIGTERM)
+        took_s = time.monotonic() - told
+        answers = [await answer for answer in asking]
+        frame, code = await waiting, await socket.closed()
+
+    assert status == 0
+    assert took_s < OUT_IN_S
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert frame["payload"][0]["extensions"]["code"] in ("TIMED_OUT", "SERVICE_UNAVAILABLE")
+    assert code == 1012
+    assert "Traceback" not in log.read_text()
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _signal(processes: list[int], kind: signal.Signals) -> None:
+    for process in processes:
+        os.kill(process, kind)
 
 
 async def test_a_port_that_is_taken_ends_the_start_with_an_error(settings: Settings) -> None:
