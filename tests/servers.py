@@ -40,8 +40,9 @@ class Server:
     """One server process."""
 
     port: int
-    # None where it runs inside the test's own.
+    # None where it runs inside the test's own; its parts are at hand there.
     process: asyncio.subprocess.Process | None
+    services: Any = None
 
     @property
     def url(self) -> str:
@@ -130,7 +131,7 @@ async def inside(settings: Settings, **options: Any) -> AsyncIterator[Server]:
         await app.state.prepared.wait()
         while not server.started:  # noqa: ASYNC110 -- uvicorn tells nobody
             await asyncio.sleep(0.01)
-        yield Server(port, None)
+        yield Server(port, None, app.state.services)
     finally:
         server.should_exit = True
         await serving
