@@ -76,6 +76,7 @@ from ekoyka.observability import (
     request_id,
 )
 from ekoyka.settings import Mode, Settings
+from ekoyka.tally import Tallies
 
 if TYPE_CHECKING:
     from ekoyka.identity.provider import Provider
@@ -133,6 +134,7 @@ def create_app(settings: Settings) -> Starlette:
         readings=readings,
         browsers=Browsers(settings, tokens),
         provider=_provider(settings, keys),
+        sockets=Tallies(database),
         documents=Documents(database),
         purses=rates.Purses(database),
     )
@@ -142,17 +144,23 @@ def create_app(settings: Settings) -> Starlette:
         # What is loaded now stays: the garbage collector need not look through it again and again.
         gc.collect()
         gc.freeze()
-        async with database, services.feed:
+        prepared = app.state.prepared
+        async with database, services.feed, services.sockets:
             work = [
                 asyncio.create_task(_prepare(app, database), name="prepare"),
                 asyncio.create_task(
-                    _every(settings.lapse_interval_s, lambda: _lapse(database)), name="lapse"
+                    _every(settings.lapse_interval_s, lambda: _lapse(database), once=prepared), name="lapse"
                 ),
                 asyncio.create_task(
-                    _every(3600, lambda: feed.prune(database, keep_s=settings.feed_retention_s)), name="prune"
+                    _every(
+                        3600, lambda: feed.prune(database, keep_s=settings.feed_retention_s), once=prepared
+                    ),
+                    name="prune",
                 ),
-                asyncio.create_task(_every(600, lambda: rates.sweep(database)), name="sweep"),
-                asyncio.create_task(_every(SEAL_EVERY_S, lambda: sealer.turn(time.monotonic())), name="seal"),
+                asyncio.create_task(_every(600, lambda: rates.sweep(database), once=prepared), name="sweep"),
+                asyncio.create_task(
+                    _every(SEAL_EVERY_S, lambda: sealer.turn(time.monotonic()), once=prepared), name="seal"
+                ),
             ]
             try:
                 yield
@@ -236,8 +244,9 @@ async def _prepare(app: Starlette, database: Database) -> None:
             return
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """The work is done again and again; a failure is logged and tried again."""
+async def _every(seconds: float, work: Callable[[], Awaitable[None]], *, once: asyncio.Event) -> None:
+    """The work is done again and again, once this has happened; a failure is logged and tried again."""
+    await once.wait()
     while True:
         await asyncio.sleep(seconds)
         try:

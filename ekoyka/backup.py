@@ -31,8 +31,8 @@ from ekoyka.programs import Programs, find_programs
 from ekoyka.settings import Settings
 
 Say = Callable[[str], None]
-# Counters of what may not be done too often mean nothing elsewhere.
-NOT_KEPT = ("rate",)
+# What is counted means nothing elsewhere: how often something was done, how many sockets are open.
+NOT_KEPT = ("rate", "server_process", "tally")
 _PATIENT = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 # How rows are written as text, whatever the server's own settings are.
 _AS_TEXT = """

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,6 +18,7 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from uvicorn.supervisors import Multiprocess
 
 from ekoyka import backup, documents, embedded, manifest, migrate
 from ekoyka.api.intake import Intake
@@ -42,7 +44,9 @@ app.add_typer(trusted, name="documents")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 _Result = TypeVar("_Result")
-GRACE_S = 20
+# A server that stops waits so long for what is under way, and for a worker process that does not end by itself:
+# with what must be closed after that it is out in 20 seconds.
+DRAIN_S, WORKER_S = 10, 18
 
 
 @contextlib.contextmanager
@@ -110,6 +114,24 @@ def _with_database(work: Callable[[Database], Awaitable[_Result]], *, migrated: 
     raise AssertionError("unreachable")
 
 
+class _Workers(Multiprocess):
+    """uvicorn's worker processes, which end together and in time."""
+
+    def terminate_all(self) -> None:
+        # Or whoever connects meanwhile waits for nobody.
+        for listening in self.sockets:
+            listening.close()
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        ends = time.monotonic() + WORKER_S
+        for worker in self.processes:
+            worker.process.join(max(0.0, ends - time.monotonic()))
+            if worker.process.is_alive():
+                worker.kill()
+                worker.join()
+
+
 def _stop_in_order(_signal: int, _frame: Any) -> None:
     raise SystemExit(0)
 
@@ -125,29 +147,38 @@ def _serve(settings: Settings) -> None:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="ekoyka-metrics-")
             )
+        config = uvicorn.Config(
+            "ekoyka.app:from_environment",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            loop="uvloop" if sys.platform != "win32" else "asyncio",
+            http=Intake,
+            ws=DirectProtocol,
+            ws_max_size=256 * 1024,
+            # A frame is made once for all who are sent it; compressing would do it again for each, and
+            # keep each socket's window in memory.
+            ws_per_message_deflate=False,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # Whom to believe is our settings' to say (`api/clients.py`), not FORWARDED_ALLOW_IPS'.
+            proxy_headers=False,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
         # uvicorn passes signals on once it has stopped: what comes after it must still be done.
         signal.signal(signal.SIGTERM, _stop_in_order)
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            uvicorn.run(
-                "ekoyka.app:from_environment",
-                factory=True,
-                host=settings.host,
-                port=settings.port,
-                workers=settings.workers,
-                loop="uvloop" if sys.platform != "win32" else "asyncio",
-                http=Intake,
-                ws=DirectProtocol,
-                ws_max_size=256 * 1024,
-                # A frame is made once for all who are sent it; compressing would do it again for each, and
-                # keep each socket's window in memory.
-                ws_per_message_deflate=False,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                # Whom to believe is our settings' to say (`api/clients.py`), not FORWARDED_ALLOW_IPS'.
-                proxy_headers=False,
-                timeout_graceful_shutdown=GRACE_S,
-            )
+        try:
+            if settings.workers > 1:
+                _Workers(config, [config.bind_socket()]).run()
+            else:
+                uvicorn.Server(config).run()
+        except KeyboardInterrupt:
+            pass
+        except SystemExit as ended:
+            if ended.code:  # it could not begin
+                raise typer.Exit(int(ended.code)) from None
 
 
 @app.command()

@@ -357,8 +357,14 @@ class Database:
         except (*_GONE, TimeoutError, asyncpg.InterfaceError) as error:
             raise DatabaseUnavailable from error
 
-    async def _read(self, method: str, sql: str, arguments: tuple[Any, ...]) -> Any:
-        self._count()
+    async def fetch_aside(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        """As `fetch`, for what belongs to no operation: it is not counted."""
+        rows: list[asyncpg.Record] = await self._read("fetch", sql, arguments, counted=False)
+        return rows
+
+    async def _read(self, method: str, sql: str, arguments: tuple[Any, ...], *, counted: bool = True) -> Any:
+        if counted:
+            self._count()
         try:
             return await self._readers.read(method, sql, arguments)
         except (*_GONE, TimeoutError, asyncpg.InterfaceError) as error:

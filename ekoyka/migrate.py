@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 from sqlmodel import SQLModel
@@ -19,11 +20,14 @@ import ekoyka.facilities.tables
 import ekoyka.feed
 import ekoyka.identity.tables
 import ekoyka.inpatient.tables
-import ekoyka.rates  # noqa: F401 -- each import adds its tables to the metadata
+import ekoyka.rates
+import ekoyka.tally  # noqa: F401 -- each import adds its tables to the metadata
 from ekoyka.database import SERVER_ROLE, WARD_ROLE, Database, DatabaseUnfit
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+log = structlog.get_logger(__name__)
 
 METADATA = SQLModel.metadata
 
@@ -141,17 +145,21 @@ def _roles_missing(connection: Connection) -> str:
 
 def _upgrade(connection: Connection, revision: str) -> None:
     from alembic import command
+    from alembic.migration import MigrationContext
 
+    # Migrations may take longer than a request's statement may, and so may the wait for another's.
+    connection.execute(text("SET statement_timeout = 0"))
     # A session lock: it outlives the migrations' own transactions and ends with the connection.
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     connection.commit()
     try:
-        # Migrations may take longer than a request's statement may.
-        connection.execute(text("SET statement_timeout = 0"))
-        connection.commit()
         make_roles(connection)
+        before = MigrationContext.configure(connection).get_current_revision()
         command.upgrade(_config(connection), revision)
         connection.commit()
+        after = MigrationContext.configure(connection).get_current_revision()
+        if after != before:
+            log.info("migrated", before=before, after=after)
         if revision == "head":
             grant_rights(connection)
     finally:

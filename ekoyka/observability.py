@@ -4,6 +4,7 @@ Neither ever holds a name, diagnosis, token, document number, address of a perso
 log lines carry event names, codes, routes as templates, counts and ids of requests.
 """
 
+import asyncio
 import itertools
 import logging
 import re
@@ -132,6 +133,10 @@ _INTERNAL = (
     b'{"errors":[{"message":"Something went wrong on our side.",'
     b'"extensions":{"code":"INTERNAL","requestId":"%s"}}]}'
 )
+_GIVEN_UP = (
+    b'{"errors":[{"message":"The server stops, and this was given up. A change may have been made or not: '
+    b'send it again with the same idempotencyKey.","extensions":{"code":"TIMED_OUT"}}],"data":null}'
+)
 
 
 def where(error: BaseException | None) -> dict[str, Any]:
@@ -189,6 +194,18 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # A server that stops waits no longer; nothing else ends a request from outside.
+            log.warning("request_given_up")
+            if scope["type"] == "http" and status == 0:
+                await sending(
+                    {
+                        "type": "http.response.start",
+                        "status": 503,
+                        "headers": [(b"content-type", b"application/json"), (b"retry-after", b"1")],
+                    }
+                )
+                await sending({"type": "http.response.body", "body": _GIVEN_UP})
         except Exception as error:
             # The text of an exception may hold values of rows: its kind and place are logged, and no more.
             log.error("request_failed", **where(error))

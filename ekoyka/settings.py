@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     )
     lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
+    sockets_per_account: int = Field(50, ge=1, description="WebSockets of one account, in all processes.")
+    sockets_per_address: int = Field(
+        2000, ge=1, description="WebSockets from one network address, in all processes."
+    )
     feed_buffer_bytes: int = Field(
         1 << 20, ge=1 << 16, description="How much a subscriber may leave unread before it is dropped."
     )

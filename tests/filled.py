@@ -23,6 +23,8 @@ INSERT INTO idempotency_key (account_id, mutation, key, input_hash, result_id)
 INSERT INTO trusted_document (id, client, document) VALUES (repeat('0', 64), 'web-1.0.0', '{ me { id } }');
 INSERT INTO rate (key, free, window_s, slower, attempts, at, refused)
     SELECT 'key', 1, 60, false, 1, now(), false;
+INSERT INTO server_process (id, until) VALUES ('5f0f4c7e-7d3b-4a5e-9a60-0d4b3c0c7f11', now());
+INSERT INTO tally (key, process_id, number) SELECT 'key', id, 1 FROM server_process;
 INSERT INTO external_identity (account_id, issuer, subject) SELECT id, 'https://id.example.org', id FROM account;
 INSERT INTO access_set (digest, patients)
     SELECT sha256(string_agg(id::text, ',' ORDER BY id)::bytea), array_agg(id ORDER BY id) FROM patient;

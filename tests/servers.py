@@ -14,10 +14,15 @@ from typing import Any, Self
 
 import httpx
 import orjson
+import uvicorn
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from ekoyka.api.intake import Intake
+from ekoyka.api.outlets import DirectProtocol
+from ekoyka.app import create_app
 from ekoyka.settings import Settings
 
 TOKEN_KEY = "k" * 48
@@ -35,13 +40,22 @@ class Server:
     """One server process."""
 
     port: int
-    process: asyncio.subprocess.Process
+    # None where it runs inside the test's own; its parts are at hand there.
+    process: asyncio.subprocess.Process | None
+    services: Any = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of a process of its own."""
+        assert self.process is not None
+        return self.process.pid
+
     async def stop(self, kind: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(kind)
         return await self.process.wait()
@@ -76,17 +90,19 @@ async def start(settings: Settings, *, log: Path | None = None, **environment: s
     return Server(port, process)
 
 
-async def ready(server: Server) -> None:
-    """Waits until the server says that it is ready."""
-    async with httpx.AsyncClient() as http:
-        while True:
+async def ready(server: Server, workers: int = 1) -> None:
+    """Waits until the server says that it is ready, whichever of its workers is asked."""
+    left = wanted = 1 if workers == 1 else 10 * workers
+    async with httpx.AsyncClient(headers={"connection": "close"}) as http:
+        while left:
+            assert server.process is not None
             assert server.process.returncode is None, "the server ended"
             try:
-                if (await http.get(f"{server.url}/readyz")).status_code == 200:
-                    return
+                left = left - 1 if (await http.get(f"{server.url}/readyz")).status_code == 200 else wanted
             except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.1)
+                left = wanted
+            if left == wanted:
+                await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -101,12 +117,39 @@ async def running(settings: Settings, count: int = 1, **environment: str) -> Asy
             await server.stop(signal.SIGKILL)
 
 
+@asynccontextmanager
+async def inside(settings: Settings, **options: Any) -> AsyncIterator[Server]:
+    """A server in this very process, on a port of its own, ready; uvicorn's ``options`` are the test's."""
+    app = create_app(settings.model_copy(update={"token_keys": (SecretStr(TOKEN_KEY),)}))
+    port = free_port()
+    config = uvicorn.Config(
+        app,
+        port=port,
+        http=Intake,
+        ws=DirectProtocol,
+        ws_per_message_deflate=False,
+        log_config=None,
+        **options,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        await app.state.prepared.wait()
+        while not server.started:  # noqa: ASYNC110 -- uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        yield Server(port, None, app.state.services)
+    finally:
+        server.should_exit = True
+        await serving
+
+
 @dataclass
 class Socket:
     """A client of the feed."""
 
     connection: ClientConnection
     frames: dict[str, asyncio.Queue[dict[str, Any]]] = field(default_factory=dict)
+    pongs: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     last: dict[str, Any] = field(default_factory=dict)
     _reader: asyncio.Task[None] | None = None
 
@@ -131,6 +174,8 @@ class Socket:
                 frame = orjson.loads(message)
                 if "id" in frame:
                     self.frames[frame["id"]].put_nowait(frame)
+                elif frame["type"] == "pong":
+                    self.pongs.put_nowait(frame)
 
     async def subscribe(self, key: str, query: str, **variables: Any) -> None:
         self.frames[key] = asyncio.Queue()
@@ -139,12 +184,16 @@ class Socket:
 
     async def ask(self, key: str, payload: dict[str, Any]) -> dict[str, Any]:
         """The first frame that answers this operation, which is over then."""
+        frame = await self.answer(key, payload)
+        await self.complete(key)
+        return frame
+
+    async def answer(self, key: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """The first frame that answers this operation."""
         self.frames[key] = asyncio.Queue()
         body = {"id": key, "type": "subscribe", "payload": payload}
         await self.connection.send(orjson.dumps(body).decode())
-        frame = await self.next(key)
-        await self.complete(key)
-        return frame
+        return await self.next(key)
 
     async def next(self, key: str) -> dict[str, Any]:
         """The operation's next frame; a test that waits in vain fails after a while."""
@@ -170,6 +219,11 @@ class Socket:
             self.last = event
         assert len(changes) == count, changes
         return changes
+
+    async def renew(self, token: str | None) -> None:
+        """The server is shown a newer token; it answers with a pong, unless it closes the socket."""
+        ping = {"type": "ping", "payload": {"authorization": f"Bearer {token}"}}
+        await self.connection.send(orjson.dumps(ping).decode())
 
     async def complete(self, key: str) -> None:
         """The operation is over, by this client's wish."""

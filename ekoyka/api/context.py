@@ -35,6 +35,7 @@ from ekoyka.identity.tables import Role
 from ekoyka.observability import request_id
 from ekoyka.rates import Purses, RateLimited, attempt
 from ekoyka.settings import Settings
+from ekoyka.tally import Tallies
 
 if TYPE_CHECKING:
     from ekoyka.identity.provider import Provider
@@ -108,6 +109,7 @@ class Services:
     browsers: Browsers
     provider: Provider | None
     purses: Purses
+    sockets: Tallies
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:

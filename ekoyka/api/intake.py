@@ -14,6 +14,8 @@ from ekoyka.api.headers import ALWAYS
 
 # From a connection's beginning, or a later request's first byte, to the last byte of the body.
 PATIENCE_S = 10.0
+# Of a server that stops: so long a request that was just being sent may still arrive.
+LAST_S = 0.5
 # Of a head that has not arrived whole: what one read of the socket brings is taken as it is.
 LARGEST_HEAD_BYTES = 64 * 1024
 
@@ -29,6 +31,11 @@ _ANSWERS = {
         b"HEADERS_TOO_LARGE",
         b"The address and header fields hold at most 64 KiB.",
     ),
+    503: (
+        b"503 Service Unavailable",
+        b"SERVICE_UNAVAILABLE",
+        b"The server stops: send the request again.",
+    ),
 }
 
 
@@ -41,6 +48,8 @@ class Intake(HttpToolsProtocol):
     _cut: asyncio.TimerHandle | None = None
     _in_head = False
     _head_bytes = 0
+    _upgraded = False
+    _last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,7 +60,10 @@ class Intake(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        idle = self.timeout_keep_alive_task is not None
         super().data_received(data)
+        if idle and self._cut is None and not self._upgraded and self.cycle.response_complete:
+            self._wait()  # empty lines are no request yet
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > LARGEST_HEAD_BYTES:
@@ -69,15 +81,37 @@ class Intake(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+        if self._last and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._arrived()
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
+        if self._last:
+            self._refuse(503)
+            return
         # From here on the socket has its own patience.
         self._arrived()
+        self._upgraded = True
         super().handle_websocket_upgrade()
+
+    def shutdown(self) -> None:
+        """The server stops: the request that is under way, or just arriving, is the connection's last."""
+        self._last = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+        else:
+            self._unset_keepalive_if_required()
+            self._arrived()
+            self._cut = self.loop.call_later(LAST_S, self._stop)
+
+    def _stop(self) -> None:
+        if self._in_head or (self.cycle is not None and not self.cycle.response_complete):
+            self._refuse(503)
+        else:  # nothing was asked
+            self.transport.close()
 
     def _wait(self) -> None:
         self._cut = self.loop.call_later(PATIENCE_S, self._refuse, 408)

@@ -75,7 +75,7 @@ class Deployment:
         """The processes in which a server renders certificates."""
         return [
             pid
-            for pid in descendants(self.servers[number].process.pid)
+            for pid in descendants(self.servers[number].pid)
             if b"ekoyka.certificates.paper" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
 

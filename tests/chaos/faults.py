@@ -60,10 +60,10 @@ async def kill_all_servers(here: Deployment, chance: random.Random) -> None:
 
 @fault("a server stands still for 3 s (SIGSTOP)")
 async def freeze_a_server(here: Deployment, chance: random.Random) -> None:
-    process = here.servers[chance.randrange(SERVERS)].process
-    process.send_signal(signal.SIGSTOP)
+    server = here.servers[chance.randrange(SERVERS)]
+    os.kill(server.pid, signal.SIGSTOP)
     await asyncio.sleep(3)
-    process.send_signal(signal.SIGCONT)
+    os.kill(server.pid, signal.SIGCONT)
 
 
 @fault("the servers are killed while reservations lapse")
