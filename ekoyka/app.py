@@ -89,7 +89,8 @@ def create_app(settings: Settings) -> Starlette:
         settings=settings,
         database=database,
         planner=Planner(schema._schema, introspectors=None if settings.mode is Mode.DEMO else STAFF),
-        hasher=PasswordHasher(settings.password_hash_rounds),
+        # Less than an operation's own patience, so that it is said what was waited for.
+        hasher=PasswordHasher(settings.password_hash_rounds, patience_s=0.9 * settings.operation_timeout_s),
         tokens=Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s),
         download_keys=tuple(downloads.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
