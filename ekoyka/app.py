@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import gc
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
 from ekoyka.api.oauth import SECURITY_HEADERS, revoke, token
 from ekoyka.api.permissions import STAFF
+from ekoyka.api.presentation import may_succeed_later, present
 from ekoyka.api.schema import build_schema
 from ekoyka.api.sockets import Sockets
 from ekoyka.api.watching import Watching
@@ -228,6 +229,15 @@ def _too_often(limited: rates.RateLimited) -> Response:
     )
 
 
+def _try_later() -> Response:
+    return PlainTextResponse(
+        "Сейчас не получилось: повторите через несколько секунд.\n"
+        "Not possible right now: try again in a few seconds.",
+        503,
+        {**SECURITY_HEADERS, "retry-after": "3"},
+    )
+
+
 async def download(request: Request) -> Response:
     """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
     services: Services = request.app.state.services
@@ -260,13 +270,10 @@ async def download(request: Request) -> Response:
             422,
             SECURITY_HEADERS,
         )
-    except (RenderBusy, RenderFailed, DatabaseUnavailable):
-        return PlainTextResponse(
-            "Сейчас не получилось: повторите через несколько секунд.\n"
-            "Not possible right now: try again in a few seconds.",
-            503,
-            {**SECURITY_HEADERS, "retry-after": "3"},
-        )
+    except Exception as error:
+        if not (isinstance(error, RenderBusy | RenderFailed) or may_succeed_later(error)):
+            raise
+        return _try_later()
     filename = f"certificate-{rows[0]['number']}-{rows[0]['year']}.pdf"
     return Response(
         pdf,
@@ -291,19 +298,12 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             variable_values={"code": request.path_params["code"]},
             context_value=run,
         )
-        if any(isinstance(error.original_error, DatabaseUnavailable) for error in result.errors or ()):
-            return PlainTextResponse(
-                "Сейчас не получилось: повторите позже.\nNot possible right now: try again later.",
-                503,
-                {**SECURITY_HEADERS, "retry-after": "3"},
-            )
-        limited = [
-            error.original_error
-            for error in result.errors or ()
-            if isinstance(error.original_error, rates.RateLimited)
-        ]
-        if limited:
-            return _too_often(limited[0])
+        for error, shown in zip(result.errors or (), present(result.errors or ()), strict=False):
+            if isinstance(error.original_error, rates.RateLimited):
+                return _too_often(error.original_error)
+            # What is no code is nobody's; whatever else went wrong says nothing of the certificate.
+            if shown["extensions"]["code"] != "BAD_USER_INPUT":
+                return _try_later()
         found = (result.data or {}).get("certificateVerification")
         nonce = secrets.token_urlsafe(16)
         return HTMLResponse(
@@ -320,6 +320,16 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
     return verify
 
 
+@contextlib.contextmanager
+def _if_it_answers() -> Iterator[None]:
+    """What the database does not answer in time is left out."""
+    try:
+        yield
+    except Exception as error:
+        if not may_succeed_later(error):
+            raise
+
+
 async def healthz(request: Request) -> Response:
     """The process is alive."""
     return JSONResponse({"alive": True})
@@ -332,7 +342,7 @@ async def readyz(request: Request) -> Response:
     """
     services: Services = request.app.state.services
     checks = {"database": False, "migrations": False, "feed": services.feed.connected}
-    with contextlib.suppress(DatabaseUnavailable):
+    with _if_it_answers():
         checks["migrations"] = await migrate.at_head(services.database)
         checks["database"] = True
     ready = all(checks.values()) and request.app.state.prepared.is_set()
@@ -355,7 +365,7 @@ async def metrics(request: Request) -> Response:
             {**SECURITY_HEADERS, **wanted},
         )
     beds: dict[str, int] = {}
-    with contextlib.suppress(DatabaseUnavailable):
+    with _if_it_answers():
         if request.app.state.prepared.is_set():
             rows = await services.database.fetch(
                 f"SELECT {bed_status('b')} AS status, count(*) FROM bed b WHERE b.archived_at IS NULL GROUP BY 1"

@@ -97,8 +97,18 @@ class PasswordHasher:
         # Accounts that nobody signs in as hold no hash of a password at all.
         known = password_hash is not None and password_hash.startswith("$2")
         against = password_hash.encode() if known and password_hash else self._nobody
-        matches = await self._in_thread(lambda: bcrypt.checkpw(raw if good else b"-", against))
+        matches = await self._in_thread(lambda: self._compared(raw if good else b"-", against))
         return matches and good and known
+
+    def _compared(self, raw: bytes, against: bytes) -> bool:
+        """Whether the password is the hash's, after the time that a hash of today's cost takes.
+
+        One that was made when the setting was lower would be known by its answer's coming early.
+        """
+        matches = bcrypt.checkpw(raw, against)
+        for rounds in range(int(against[4:6]), self._rounds):
+            bcrypt.hashpw(b"-", bcrypt.gensalt(rounds))
+        return matches
 
     def close(self) -> None:
         """The threads end."""
