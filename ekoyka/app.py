@@ -11,7 +11,7 @@ import contextlib
 import gc
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from ekoyka.api.headers import security_headers
 from ekoyka.api.oauth import revoke, token
 from ekoyka.api.pages import page, said
 from ekoyka.api.permissions import STAFF
+from ekoyka.api.presentation import may_succeed_later, present
 from ekoyka.api.schema import build_schema
 from ekoyka.api.sockets import Sockets
 from ekoyka.api.watching import Watching
@@ -124,7 +125,8 @@ def create_app(settings: Settings) -> Starlette:
         settings=settings,
         database=database,
         planner=Planner(schema._schema, introspectors=None if settings.mode is Mode.DEMO else STAFF),
-        hasher=PasswordHasher(settings.password_hash_rounds),
+        # Less than an operation's own patience, so that it is said what was waited for.
+        hasher=PasswordHasher(settings.password_hash_rounds, patience_s=0.9 * settings.operation_timeout_s),
         tokens=tokens,
         download_keys=tuple(downloads.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
@@ -369,6 +371,15 @@ def _too_often(limited: rates.RateLimited) -> Response:
     )
 
 
+def _try_later() -> Response:
+    return PlainTextResponse(
+        "Сейчас не получилось: повторите через несколько секунд.\n"
+        "Not possible right now: try again in a few seconds.",
+        503,
+        {"retry-after": "3"},
+    )
+
+
 async def download(request: Request) -> Response:
     """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
     services: Services = request.app.state.services
@@ -407,13 +418,10 @@ async def download(request: Request) -> Response:
             "\nThe certificate has a character that no font has: correct the record, annul it and issue a new one.",
             422,
         )
-    except (RenderBusy, RenderFailed, DatabaseUnavailable):
-        return PlainTextResponse(
-            "Сейчас не получилось: повторите через несколько секунд.\n"
-            "Not possible right now: try again in a few seconds.",
-            503,
-            {"retry-after": "3"},
-        )
+    except Exception as error:
+        if not (isinstance(error, RenderBusy | RenderFailed) or may_succeed_later(error)):
+            raise
+        return _try_later()
     filename = f"certificate-{row.number}-{row.year}.pdf"
     return Response(
         pdf,
@@ -437,23 +445,26 @@ def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
             variable_values={"code": request.path_params["code"]},
             context_value=run,
         )
-        if any(isinstance(error.original_error, DatabaseUnavailable) for error in result.errors or ()):
-            return PlainTextResponse(
-                "Сейчас не получилось: повторите позже.\nNot possible right now: try again later.",
-                503,
-                {"retry-after": "3"},
-            )
-        limited = [
-            error.original_error
-            for error in result.errors or ()
-            if isinstance(error.original_error, rates.RateLimited)
-        ]
-        if limited:
-            return _too_often(limited[0])
+        for error, shown in zip(result.errors or (), present(result.errors or ()), strict=False):
+            if isinstance(error.original_error, rates.RateLimited):
+                return _too_often(error.original_error)
+            # What is no code is nobody's; whatever else went wrong says nothing of the certificate.
+            if shown["extensions"]["code"] != "BAD_USER_INPUT":
+                return _try_later()
         found = (result.data or {}).get("certificateVerification")
         return page("verification.html.j2", 200 if found else 404, found=found)
 
     return verify
+
+
+@contextlib.contextmanager
+def _if_it_answers() -> Iterator[None]:
+    """What the database does not answer in time is left out."""
+    try:
+        yield
+    except Exception as error:
+        if not may_succeed_later(error):
+            raise
 
 
 async def healthz(request: Request) -> Response:
@@ -468,7 +479,7 @@ async def readyz(request: Request) -> Response:
     """
     services: Services = request.app.state.services
     checks = {"database": False, "migrations": False, "feed": services.feed.connected}
-    with contextlib.suppress(DatabaseUnavailable):
+    with _if_it_answers():
         checks["migrations"] = await migrate.at_head(services.database)
         checks["database"] = True
     ready = all(checks.values()) and request.app.state.prepared.is_set()
@@ -496,7 +507,7 @@ async def metrics(request: Request) -> Response:
             wanted,
         )
     beds: dict[str, int] = {}
-    with contextlib.suppress(DatabaseUnavailable):
+    with _if_it_answers():
         if request.app.state.prepared.is_set():
             async with services.database.transaction(ward=NETWORK) as session:
                 beds = {row.status: row.beds for row in await _BEDS.rows(session)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -110,6 +111,8 @@ class Services:
     provider: Provider | None
     purses: Purses
     sockets: Tallies
+    # Those that begin at once have rates in common, and would hold all connections waiting for each other.
+    sign_ins: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     @cached_property
     def download_pads(self) -> tuple[bytes, bytes]:

@@ -3,6 +3,7 @@
 A browser's script has no business here: nothing is set in cookies, and no other origin may read an answer.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from authlib.oauth2.rfc6749.errors import (
@@ -16,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from ekoyka.api.clients import origin_of
 from ekoyka.api.context import Services
+from ekoyka.api.presentation import may_succeed_later
 from ekoyka.api.session_mutations import refresh, sign_in
-from ekoyka.database import DatabaseUnavailable
 from ekoyka.errors import NotFound, Refusal
 from ekoyka.identity import sessions
 from ekoyka.identity.credentials import NotAuthenticated
@@ -44,7 +45,8 @@ async def _answered(
 ) -> Response:
     services: Services = request.app.state.services
     try:
-        return await work(request, services, await _given(request))
+        async with asyncio.timeout(services.settings.operation_timeout_s):
+            return await work(request, services, await _given(request))
     except OAuth2Error as error:
         return JSONResponse(dict(error.get_body()), error.status_code, _HEADERS)
     except RateLimited as limited:
@@ -56,11 +58,13 @@ async def _answered(
             429,
             {**_HEADERS, "retry-after": str(limited.retry_after_s)},
         )
-    except DatabaseUnavailable:
+    except Exception as error:
+        if not may_succeed_later(error):
+            raise
         return JSONResponse(
             {
                 "error": "temporarily_unavailable",
-                "error_description": "The database cannot be reached right now.",
+                "error_description": "The database cannot be reached right now, or took too long.",
             },
             503,
             {**_HEADERS, "retry-after": "1"},

@@ -55,6 +55,16 @@ def _sqlstate(cause: BaseException | None) -> str | None:
     return state
 
 
+def was_given_up(error: BaseException | None) -> bool:
+    """Whether it took too long: for the server, or for PostgreSQL."""
+    return isinstance(error, TimeoutError) or _sqlstate(error) in _GIVEN_UP
+
+
+def may_succeed_later(error: BaseException | None) -> bool:
+    """Whether the same request may be answered in a moment."""
+    return isinstance(error, DatabaseUnavailable) or was_given_up(error)
+
+
 def present(errors: Iterable[GraphQLError]) -> list[dict[str, Any]]:
     """The errors of an answer, the first five; what nobody expected is logged and masked."""
     return [_present(error) for error in islice(errors, MOST_ERRORS)]
@@ -80,7 +90,7 @@ def _present(error: GraphQLError) -> dict[str, Any]:
         code = "OUTCOME_UNKNOWN" if isinstance(cause, OutcomeUnknown) else "SERVICE_UNAVAILABLE"
         shown["message"] = _SENTENCES[code]
         log.warning("database_unavailable", **where(cause.__cause__))
-    elif isinstance(cause, TimeoutError) or _sqlstate(cause) in _GIVEN_UP:
+    elif was_given_up(cause):
         code = "TIMED_OUT"
         shown["message"] = _SENTENCES[code]
     elif isinstance(cause, RateLimited):

@@ -79,13 +79,13 @@ async def sign_in(
 ) -> tuple[SignedIn, AccessToken]:
     """A session is open: who it is, and the access token.
 
-    Raises `CredentialsWrong`, `AccountBlocked`, `RateLimited`. Hashing stands between two transactions, in none.
+    Raises `CredentialsWrong`, `AccountBlocked`, `RateLimited`. Whoever waits for a hash holds no connection.
     """
-    async with services.database.transaction() as session:
-        found = await operations.find_credentials(session, email, origin.address)
-    known = found is not None and found.known_there
-    counted = limits.sign_in(email, origin.address, known_there=known)
-    await attempt(services.database, *counted)
+    async with services.sign_ins:
+        found = await operations.find_credentials(services.database, email, origin.address)
+        known = found is not None and found.known_there
+        counted = limits.sign_in(email, origin.address, known_there=known)
+        await attempt(services.database, *counted)
     if not await services.hasher.verify(password, found.password_hash if found else None) or found is None:
         raise CredentialsWrong
     async with services.database.transaction() as session:

@@ -6,12 +6,16 @@ nothing else, checked for issuer, audience, expiry and key.
 
 import asyncio
 import hashlib
+import os
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +32,8 @@ from ekoyka.settings import Mode, Settings
 
 _LONGEST_TOKEN = 8192
 TOKENS_KEPT = 10_000
-# In one process; at a quarter of a second each and two at a time, the last of them waits for half a minute.
-MOST_HASHES_WAITING = 200
+# Of the threads that hash: beside a busy thread of the usual priority such a one gets a tenth of a core.
+NICENESS = 10
 _ALGORITHM = "HS256"
 _Result = TypeVar("_Result")
 
@@ -43,24 +47,40 @@ class SettingsIncomplete(Exception):
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords in a few threads, so that sign-ins never hold the event loop.
+    """Hashes and verifies passwords in a few threads that all else goes before, so that sign-ins hold nothing up.
 
-    Whoever comes while too many wait is told to come back: raises `RateLimited`.
+    Nobody waits longer than ``patience_s``: raises `RateLimited`, at once where it is clear from the beginning.
     """
 
-    def __init__(self, rounds: int, *, threads: int = 2) -> None:
+    def __init__(self, rounds: int, *, threads: int | None = None, patience_s: float = 13.0) -> None:
         self._rounds = rounds
+        self._patience_s = patience_s
         self._under_way = 0
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bcrypt")
+        self._size = threads or _cores()
+        self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="bcrypt", initializer=_give_way)
+        began = time.perf_counter()
         # What the password of an unknown account is compared with, so that it takes the same time.
         self._nobody = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(rounds))
+        # How long one takes, of late.
+        self._takes_s = time.perf_counter() - began
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        if self._under_way >= MOST_HASHES_WAITING:
-            raise RateLimited(2)
+        wait_s = self._under_way // self._size * self._takes_s
+        if wait_s > self._patience_s:
+            raise RateLimited(ceil(wait_s))
+
+        def timed() -> _Result:
+            began = time.perf_counter()
+            result = work()
+            self._takes_s += (time.perf_counter() - began - self._takes_s) / 4
+            return result
+
         self._under_way += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with asyncio.timeout(self._patience_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        except TimeoutError:
+            raise RateLimited(ceil(self._patience_s)) from None
         finally:
             self._under_way -= 1
 
@@ -77,8 +97,18 @@ class PasswordHasher:
         # Accounts that nobody signs in as hold no hash of a password at all.
         known = password_hash is not None and password_hash.startswith("$2")
         against = password_hash.encode() if known and password_hash else self._nobody
-        matches = await self._in_thread(lambda: bcrypt.checkpw(raw if good else b"-", against))
+        matches = await self._in_thread(lambda: self._compared(raw if good else b"-", against))
         return matches and good and known
+
+    def _compared(self, raw: bytes, against: bytes) -> bool:
+        """Whether the password is the hash's, after the time that a hash of today's cost takes.
+
+        One that was made when the setting was lower would be known by its answer's coming early.
+        """
+        matches = bcrypt.checkpw(raw, against)
+        for rounds in range(int(against[4:6]), self._rounds):
+            bcrypt.hashpw(b"-", bcrypt.gensalt(rounds))
+        return matches
 
     def close(self) -> None:
         """The threads end."""
@@ -192,6 +222,21 @@ class Tokens:
         except (KeyError, TypeError, ValueError) as error:
             raise NotAuthenticated(type(error).__name__) from None
         return ReadToken(actor, float(claims["exp"]), csrf_hash)
+
+
+def _cores() -> int:
+    """How many the process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _give_way() -> None:
+    """The thread has a core where nothing else wants it; a server without spare ones would stand still for bcrypt.
+
+    Not the lowest priority: while the thread hands its result over it holds the interpreter, for which the event
+    loop would wait.
+    """
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def load_keys(settings: Settings) -> list[str]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.columns import Email
-from ekoyka.database import constraint_name
+from ekoyka.database import Database, constraint_name
 from ekoyka.errors import Conflict, Invalid, NotFound, VersionConflict
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
@@ -90,22 +90,19 @@ class Credentials:
     known_there: bool
 
 
-_CREDENTIALS = text(
-    "SELECT a.id, a.password_hash, EXISTS (SELECT FROM session s WHERE s.account_id = a.id "
-    "AND s.address = CAST(:address AS text)) AS known_there FROM account a WHERE a.email = :email"
-)
-
-
-async def find_credentials(
-    session: AsyncSession, email: str, address: str | None = None
-) -> Credentials | None:
-    """For comparing outside of the transaction; None for an address of no account's."""
+async def find_credentials(database: Database, email: str, address: str | None = None) -> Credentials | None:
+    """For comparing outside of any transaction; None for an address of no account's. One read."""
     try:
         folded = validated(_Registration, {"email": email}).email
     except Invalid:
         return None
-    row = (await session.execute(_CREDENTIALS, {"email": folded, "address": address})).one_or_none()
-    return Credentials(row.id, row.password_hash, row.known_there) if row else None
+    rows = await database.fetch(
+        "SELECT a.id, a.password_hash, EXISTS (SELECT FROM session s WHERE s.account_id = a.id "
+        "AND s.address = $2) AS known_there FROM account a WHERE a.email = $1",
+        folded,
+        address,
+    )
+    return Credentials(*rows[0]) if rows else None
 
 
 async def _locked(session: AsyncSession, account_id: int, version: int | None = None) -> Account:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from ekoyka.certificates import downloads
 from ekoyka.database import Database
 from ekoyka.settings import Settings
 from tests.client import gid
@@ -138,3 +139,28 @@ async def _first(tasks: list[asyncio.Task[Any]], count: int) -> list[Any]:
         while sum(task.done() for task in tasks) < count:  # noqa: ASYNC110 -- whichever they are
             await asyncio.sleep(0.05)
     return [task.result() for task in tasks if task.done()]
+
+
+async def test_pages_and_forms_that_take_too_long_say_nothing_but_that(
+    settings: Settings, owned: Database
+) -> None:
+    """Above all not that there is no such certificate."""
+    narrow = settings.model_copy(update={"operation_timeout_s": 0.5, "statement_timeout_s": 0.3})
+    form = {"grant_type": "password", "username": "anna@example.org", "password": "a long enough password"}
+    async with serving(narrow) as hasty, owned.transaction() as session:
+        file = downloads.name(hasty.services.download_keys[0], 1, 2**33)
+        await session.execute(text("LOCK TABLE certificate, account, rate IN ACCESS EXCLUSIVE MODE"))
+        answers = [
+            await hasty.http.get("/verify/0123456789"),
+            await hasty.http.get(f"/certificates/{file}.pdf"),
+            await hasty.http.post("/auth/token", data=form),
+            await hasty.http.post("/auth/refresh", data={"refresh_token": "x"}),
+        ]
+        await session.execute(text("LOCK TABLE bed, alembic_version IN ACCESS EXCLUSIVE MODE"))
+        ready, metrics = await hasty.http.get("/readyz"), await hasty.http.get("/metrics")
+
+    assert [answer.status_code for answer in answers[:3]] == [503] * 3
+    assert all(answer.headers["retry-after"] for answer in answers[:3])
+    assert answers[3].status_code == 400  # which asks none of these
+    assert (ready.status_code, ready.json()["database"]) == (503, False)
+    assert metrics.status_code == 200

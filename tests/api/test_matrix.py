@@ -154,7 +154,7 @@ async def test_no_route_shows_more_to_anybody_than_its_line_says(client: Client,
     """Routes hold no row that an anonymous caller may not have; who they are changes nothing."""
     place = await world(make, "Здешний")
     actors = [(await as_role(make, role, place))[0] for role in ROLES]
-    elsewhere = httpx.ASGITransport(app=client.app, client=("192.0.2.1", 1))
+    elsewhere = httpx.ASGITransport(app=client.app, client=("192.0.2.1", 1))  # which holds nothing open
     stranger = httpx.AsyncClient(transport=elsewhere, base_url="http://test")
 
     for line, expected in ROUTES.items():

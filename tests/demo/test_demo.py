@@ -71,8 +71,7 @@ async def digests(database: Database) -> dict[str, str]:
 
 async def signed_in(database: Database, hasher: PasswordHasher, account: demo.DemoAccount) -> Actor:
     """The account's actor, once its password has been found good and a session is open."""
-    async with database.transaction() as session:
-        found = await operations.find_credentials(session, account.email)
+    found = await operations.find_credentials(database, account.email)
     assert found is not None
     assert await hasher.verify(account.password, found.password_hash)
     async with database.transaction() as session:

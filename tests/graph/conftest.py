@@ -34,6 +34,7 @@ class World:
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents may be as long and ask for as much as they like: what is tested is that they are answered rightly."""
     monkeypatch.setattr("ekoyka.graph.plan.MAX_COST", 10**12)
+    monkeypatch.setattr("ekoyka.api.context.EXPENSIVE", 10**12)
     monkeypatch.setattr("ekoyka.graph.plan.MAX_TOKENS", 10**6)
     for what in MOST:
         monkeypatch.setitem(MOST, what, 10**6)

@@ -161,7 +161,9 @@ async def test_a_new_password_ends_every_session_and_token(database: Database, m
 
     await run(database, operations.change_password, actor=actor, password_hash="new")
 
-    assert (await run(database, operations.find_credentials, account.email)).password_hash == "new"
+    found = await operations.find_credentials(database, account.email)
+    assert found is not None
+    assert found.password_hash == "new"
     assert not await is_current(database, actor)
     assert await run(database, sessions.refresh, mine.refresh_token) is None
     assert await run(database, sessions.refresh, theirs.refresh_token) is not None
@@ -181,7 +183,9 @@ async def test_a_stale_actor_neither_reads_nor_changes_the_password(
     with pytest.raises(NotAuthenticated):
         await run(database, operations.change_password, actor=actor, password_hash="newer")
 
-    assert (await run(database, operations.find_credentials, account.email)).password_hash == "new"
+    found = await operations.find_credentials(database, account.email)
+    assert found is not None
+    assert found.password_hash == "new"
 
 
 async def test_one_of_two_changes_of_a_password_succeeds(database: Database, make: Factory) -> None:

@@ -1,7 +1,11 @@
 """How often something may be tried: counted before it is made, shared by processes, forgotten in time."""
 
 import asyncio
+import os
+import sys
+import threading
 from dataclasses import replace
+from typing import Any
 
 import bcrypt
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from ekoyka.database import Database
 from ekoyka.identity import limits
 from ekoyka.identity.actors import Actor
-from ekoyka.identity.credentials import MOST_HASHES_WAITING, PasswordHasher
+from ekoyka.identity.credentials import NICENESS, PasswordHasher
 from ekoyka.rates import FIRST_WAIT_S, LONGEST_WAIT_S, Limit, RateLimited, attempt, forgive, sweep
 from ekoyka.settings import Settings
 from tests.client import Client, serving
@@ -244,16 +248,60 @@ async def test_codes_for_a_new_password_cannot_be_tried_out(client: Client) -> N
     assert await client.codes(reset) == ["RATE_LIMITED"]
 
 
-async def test_no_more_passwords_wait_to_be_hashed_than_the_bound() -> None:
-    hasher = PasswordHasher(4, threads=1)
+async def test_whoever_would_wait_too_long_for_a_hash_is_told_to_come_back() -> None:
+    hasher = PasswordHasher(8, threads=1, patience_s=0.3)
 
-    answers = await asyncio.gather(
-        *(hasher.verify("password", None) for _ in range(MOST_HASHES_WAITING + 5)), return_exceptions=True
+    answers = await asyncio.wait_for(
+        asyncio.gather(*(hasher.verify("password", None) for _ in range(500)), return_exceptions=True), 5
     )
 
-    assert sum(isinstance(item, RateLimited) for item in answers) == 5
-    assert answers.count(False) == MOST_HASHES_WAITING
+    refused = [item for item in answers if isinstance(item, RateLimited)]
+    assert refused
+    assert answers.count(False) == 500 - len(refused) > 0
+    assert all(item.retry_after_s >= 1 for item in refused)
+    assert await hasher.verify("password", None) is False
     hasher.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+async def test_all_else_goes_before_the_threads_that_hash() -> None:
+    hasher = PasswordHasher(4)
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert await hasher._in_thread(niceness) >= NICENESS > niceness()
+    hasher.close()
+
+
+async def test_whoever_waits_for_a_hash_holds_no_connection(
+    settings: Settings, make: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    account, boss = await make.account(password_hash=hashed), await make.actor(superadmin=True)
+    narrow = settings.model_copy(update={"read_pool_size": 1, "write_pool_size": 1, "pool_timeout_s": 1.0})
+
+    async with serving(narrow) as client:
+        verify, waiting, go_on = client.services.hasher.verify, asyncio.Semaphore(0), asyncio.Event()
+
+        async def held_up(*arguments: Any) -> bool:
+            waiting.release()
+            await go_on.wait()
+            return await verify(*arguments)
+
+        monkeypatch.setattr(client.services.hasher, "verify", held_up)
+        signing_in = [asyncio.create_task(guess(client, account.email, PASSWORD)) for _ in range(9)]
+        for _ in signing_in:
+            await asyncio.wait_for(waiting.acquire(), 20)
+        read = await client.codes("{ me { id } }", boss)
+        changed = await client.mutate(
+            "accountUpdate", "... on Account { id }", {"version": 1, "name": "Б"}, boss
+        )
+        go_on.set()
+        answers = await asyncio.gather(*signing_in)
+
+    assert (read, changed["__typename"]) == ([], "Account")
+    assert [status for status, _ in answers] == [200] * 9
 
 
 # Certificates

@@ -108,8 +108,9 @@ async def test_one_of_many_registrations_of_one_address_succeeds(database: Datab
 async def test_credentials_are_found_by_the_address(database: Database, email: str) -> None:
     account = await register(database)
 
-    found = await run(database, operations.find_credentials, email)
+    found = await operations.find_credentials(database, email)
 
+    assert found is not None
     assert (found.account_id, found.password_hash, found.known_there) == (account.id, "hash", False)
 
 
@@ -119,7 +120,7 @@ async def test_credentials_are_found_by_the_address(database: Database, email: s
 async def test_no_credentials_are_found_by_another_address(database: Database, email: str) -> None:
     await register(database)
 
-    assert await run(database, operations.find_credentials, email) is None
+    assert await operations.find_credentials(database, email) is None
 
 
 async def test_a_session_gives_the_actor_with_all_roles(database: Database, make: Factory) -> None:
