@@ -157,8 +157,10 @@ async def _prepare(app: Starlette, database: Database) -> None:
         try:
             await database.check_fit()
             await migrate.upgrade(database)
-        except (DatabaseUnavailable, DatabaseUnfit, DBAPIError, OSError) as error:
+        except Exception as error:  # whatever it was: it is tried until it is so
             reason = str(error) if isinstance(error, DatabaseUnfit) else "the database cannot be reached"
+            if not isinstance(error, DatabaseUnavailable | DatabaseUnfit | DBAPIError | OSError):
+                reason = f"the database could not be prepared ({type(error).__name__})"
             if app.state.unfit != reason:
                 log.warning("database_not_ready", reason=reason)
             app.state.unfit = reason
