@@ -232,8 +232,10 @@ async def _prepare(app: Starlette, database: Database) -> None:
             async with Database(database.url, database.settings, pooled=False) as owned:
                 await owned.check_fit()
                 await migrate.upgrade(owned)
-        except (DatabaseUnavailable, DatabaseUnfit, DBAPIError, OSError) as error:
+        except Exception as error:  # whatever it was: it is tried until it is so
             reason = str(error) if isinstance(error, DatabaseUnfit) else "the database cannot be reached"
+            if not isinstance(error, DatabaseUnavailable | DatabaseUnfit | DBAPIError | OSError):
+                reason = f"the database could not be prepared ({type(error).__name__})"
             if app.state.unfit != reason:
                 log.warning("database_not_ready", reason=reason)
             app.state.unfit = reason

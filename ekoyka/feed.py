@@ -199,7 +199,7 @@ class Feed:
                             await self._look(connection)
                             await self._database.silence.listen(connection)
                 log.warning("feed_cut", reason="closed")
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # whatever it was, and the driver knows many: it is tried again
                 log.warning("feed_cut", reason=type(error).__name__)
             finally:
                 self.connected = False

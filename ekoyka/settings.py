@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     write_pool_size: int = Field(10, ge=1, le=500, description="Connections for changes, per process.")
     pool_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a free connection.")
     connect_timeout_s: float = Field(
-        5.0, gt=0, description="Longest wait for the database to answer a connect."
+        3.0, gt=0, description="Longest wait for the database to answer a connect."
     )
     statement_timeout_s: float = Field(10.0, gt=0, description="Longest run of one SQL statement.")
     operation_timeout_s: float = Field(15.0, gt=0, description="Longest run of one operation.")

@@ -79,9 +79,9 @@ async def account_of(session: AsyncSession, identity: Identity, *, links: bool, 
         raise AccountMissing
     if identity.email is None:
         raise AddressNotVerified
-    found = await operations.find_credentials(session, identity.email)
+    found = await operations.account_with(session, identity.email)
     if found is not None:
-        return await _linked(session, identity, found.account_id, links=links)
+        return await _linked(session, identity, found, links=links)
     if not creates:
         raise AccountMissing
     name = " ".join((identity.name or identity.email).split())[:200]

@@ -90,6 +90,15 @@ class Credentials:
     known_there: bool
 
 
+async def account_with(session: AsyncSession, email: str) -> int | None:
+    """The key of the account of this e-mail address. Raises `Invalid` for one that is none."""
+    folded = validated(_Registration, {"email": email}).email
+    found: int | None = await session.scalar(
+        text("SELECT id FROM account WHERE email = :email"), {"email": folded}
+    )
+    return found
+
+
 async def find_credentials(database: Database, email: str, address: str | None = None) -> Credentials | None:
     """For comparing outside of any transaction; None for an address of no account's. One read."""
     try:

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from ekoyka.certificates import downloads
 from ekoyka.database import Database
 from ekoyka.settings import Settings
-from tests.client import gid
+from tests.client import gid, serving
 from tests.factories import Factory
 from tests.feed import FEED, token
 from tests.servers import Server, Socket, inside

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from ekoyka.graph.ids import decode
 from tests.chaos.deployment import SERVERS, Deployment
 from tests.chaos.history import until
 from tests.chaos.postgres import Filler
@@ -68,28 +69,36 @@ async def freeze_a_server(here: Deployment, chance: random.Random) -> None:
 
 @fault("the servers are killed while reservations lapse")
 async def kill_amid_lapsing(here: Deployment, chance: random.Random) -> None:
-    """Their transaction has ended reservations and waits for the feed's topic, which is held here."""
-    async with here.aside() as holder:
-        held = holder.transaction()
-        await held.start()
-        await holder.fetch("SELECT FROM feed_topic ORDER BY topic FOR UPDATE")
-        async with here.aside() as watcher:
-            await until(lambda: _lapsing(watcher), 5)
+    """Their job, in one transaction, has ended reservations and told nobody yet: a trigger keeps it there."""
+    async with here.aside() as connection:
+        await connection.execute(_LINGER)
+        for place in here.places:
+            for bed in place.probes:
+                await connection.execute(_DUE, decode(bed)[1])
+        assert await until(lambda: _lapsing(connection), 10), "nobody lets reservations lapse"
         await asyncio.gather(*(here.kill_server(number) for number in range(SERVERS)))
-        await held.rollback()
+        # PostgreSQL would notice when the trigger has waited, and undo it then.
+        await connection.fetch(f"SELECT pg_terminate_backend(a.pid) {_LAPSING}")
+        await connection.execute("DROP FUNCTION linger CASCADE")
     for number in range(SERVERS):
         await here.start_server(number)
 
 
-async def _lapsing(watcher: asyncpg.Connection[asyncpg.Record]) -> bool:
-    """Whether somebody has changed a reservation and waits for what is held."""
-    return bool(
-        await watcher.fetchval(
-            "SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid "
-            "WHERE l.relation = 'reservation'::regclass AND l.mode = 'RowExclusiveLock' "
-            "AND a.wait_event_type = 'Lock' AND a.application_name = 'ekoyka write' AND a.query LIKE '%jsonb_array%'"
-        )
-    )
+_LINGER = """
+CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5); RETURN NULL; END';
+CREATE TRIGGER linger AFTER UPDATE ON reservation FOR EACH ROW WHEN (NEW.outcome = 'LAPSED')
+    EXECUTE FUNCTION linger();
+"""
+# Reservations that have run out already, of beds that nobody else reserves.
+_DUE = """
+INSERT INTO reservation (bed_id, dispensary_id, reserved_at, until)
+SELECT id, dispensary_id, now() - interval '1 hour', now() FROM bed WHERE id = $1
+"""
+_LAPSING = "FROM pg_stat_activity a WHERE a.wait_event = 'PgSleep' AND a.query LIKE '%SKIP LOCKED%'"
+
+
+async def _lapsing(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    return bool(await connection.fetchval(f"SELECT count(*) {_LAPSING}"))
 
 
 @fault("the processes that render certificates are stopped, then killed, in the middle of it")

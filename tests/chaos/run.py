@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from ekoyka.database import WARD_ROLE, Database
+from ekoyka.graph.ids import decode
 from ekoyka.settings import Settings
 from tests.chaos.checker import Verdict, judge
 from tests.chaos.deployment import SERVERS, Deployment, deployed
@@ -21,6 +25,9 @@ from tests.chaos.subscribers import Subscriber
 # The issue's figure is 5 s; what takes longer than this is not waited for.
 PATIENCE_S = 30.0
 CALM_S = 2.0
+# A download's address is good for 5 minutes; so many are fetched.
+PAPERS_S = 280.0
+MOST_PAPERS = 20
 _OF_A_PROBE = (Outcome.DONE, Outcome.NOT_DONE, Outcome.UNKNOWN)
 
 
@@ -103,6 +110,7 @@ async def act(
                     history.requests, database, [bed for place in here.places for bed in place.beds]
                 )
                 await _judge_subscribers(database, subscribers, verdict)
+                await _judge_papers(database, history, verdict)
         finally:
             for task in following:
                 task.cancel()
@@ -183,6 +191,23 @@ async def _judge_subscribers(database: Database, subscribers: Sequence[Subscribe
             missed = Counter(expected) - Counter(item.told)
             verdict.problems.append(
                 f"subscriber {number} was told {len(item.told)} events of {len(expected)}, missed {missed.total()}"
+            )
+
+
+async def _judge_papers(database: Database, history: History, verdict: Verdict) -> None:
+    """The last certificates can be fetched, also those whose paper was to be made while something broke."""
+    issued = [item for item in history.requests if item.field == "certificateIssue"]
+    done = [item for item in issued if item.outcome is Outcome.DONE and item.ended > now() - PAPERS_S]
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
+        for item in done[-MOST_PAPERS:]:
+            paper = await http.get(item.answer["downloadUrl"])
+            digest = await database.fetch_value(
+                "SELECT sha256 FROM certificate WHERE id = $1", decode(item.answer["id"])[1]
+            )
+            verdict.counted["papers fetched"] += 1
+            verdict.demand(
+                paper.status_code == 200 and hashlib.sha256(paper.content).hexdigest() == digest,
+                f"the paper of certificate {item.answer['number']} is not to be had ({paper.status_code})",
             )
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -14,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from ekoyka.database import Database, DatabaseUnavailable, OutcomeUnknown, Statement
+from ekoyka.database import Database, DatabaseUnavailable, OutcomeUnknown, Statement, connect
 from ekoyka.feed import Feed
 from ekoyka.settings import Settings
 from tests.chaos.wire import Wire
@@ -214,6 +215,26 @@ async def test_connections_that_fall_silent_are_ended_on_both_sides_and_others_t
 
     assert [isinstance(end, DatabaseUnavailable) for end in ends] == [True, True], ends
     assert await name_of(database) == "Третий"
+
+
+async def test_the_feed_is_heard_again_whatever_the_driver_says_of_a_lost_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Exception] = [
+        asyncpg.InternalClientError("got result for unknown protocol state"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        ConnectionResetError(),
+        ValueError(),
+    ]
+
+    async def failing(*arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
+        if said:
+            raise said.pop()
+        return await connect(*arguments)
+
+    monkeypatch.setattr("ekoyka.feed.connect", failing)
+    async with listening(database):
+        assert said == []
 
 
 async def test_a_slow_statement_is_not_taken_for_a_silent_connection(
