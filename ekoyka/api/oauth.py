@@ -90,11 +90,11 @@ async def _grant(request: Request, services: Services, given: Mapping[str, str])
             case "password":
                 if "username" not in given or "password" not in given:
                     raise InvalidRequestError("The password grant needs `username` and `password`.")
-                made = await sign_in(services, given["username"], given["password"], origin)
+                signed_in = await sign_in(services, given["username"], given["password"], origin)
             case "refresh_token":
                 if "refresh_token" not in given:
                     raise InvalidRequestError("The refresh grant needs `refresh_token`.")
-                made = await refresh(services, given["refresh_token"], origin)
+                signed_in = await refresh(services, given["refresh_token"], origin)
             case None:
                 raise InvalidRequestError("`grant_type` is missing.")
             case _:
@@ -102,10 +102,9 @@ async def _grant(request: Request, services: Services, given: Mapping[str, str])
     except Refusal as refusal:
         # RFC 6749, 5.2 leaves a description nothing but ASCII.
         raise InvalidGrantError(refusal.message("en")) from None
-    signed_in, access = made
     return JSONResponse(
         {
-            "access_token": access.text,
+            "access_token": services.tokens.issue(signed_in.actor).text,
             "token_type": "Bearer",
             "expires_in": services.settings.access_token_ttl_s,
             "refresh_token": signed_in.refresh_token,

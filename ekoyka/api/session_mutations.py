@@ -15,7 +15,6 @@ from ekoyka.api.scalars import ID, DateTime
 from ekoyka.errors import Invalid
 from ekoyka.graph import declare as graph
 from ekoyka.identity import limits, operations, sessions
-from ekoyka.identity.credentials import AccessToken
 from ekoyka.identity.operations import EmailTaken
 from ekoyka.identity.sessions import (
     AccountBlocked,
@@ -76,8 +75,8 @@ class SignedInAccount:
 
 async def sign_in(
     services: Services, email: str, password: str, origin: Origin, *, browser: bool = False
-) -> tuple[SignedIn, AccessToken]:
-    """A session is open: who it is, and the access token.
+) -> SignedIn:
+    """A session is open.
 
     Raises `CredentialsWrong`, `AccountBlocked`, `RateLimited`. Whoever waits for a hash holds no connection.
     """
@@ -98,13 +97,13 @@ async def sign_in(
             browser=browser,
         )
     await forgive(services.database, counted[0])
-    return signed_in, services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash)
+    return signed_in
 
 
 async def refresh(
     services: Services, refresh_token: str, origin: Origin, *, csrf_token: str | None = None
-) -> tuple[SignedIn, AccessToken]:
-    """The next pair of tokens. Raises `SessionEnded`, `CsrfTokenWrong`."""
+) -> SignedIn:
+    """The session goes on, with the next refresh token. Raises `SessionEnded`, `CsrfTokenWrong`."""
     async with services.database.transaction() as session:
         signed_in = await sessions.refresh(
             session,
@@ -115,7 +114,7 @@ async def refresh(
         )
     if signed_in is None:
         raise SessionEnded
-    return signed_in, services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash)
+    return signed_in
 
 
 def _in_cookies(run: Run, wanted: bool) -> bool:
@@ -132,8 +131,9 @@ def _in_cookies(run: Run, wanted: bool) -> bool:
     return wanted
 
 
-def _made(run: Run, signed_in: SignedIn, token: AccessToken) -> tuple[str, Made]:
+def _made(run: Run, signed_in: SignedIn) -> tuple[str, Made]:
     """The tokens; of a browser's session in cookies, and never in the body."""
+    token = run.services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash)
     values: Made = {"expires_at": token.expires_at, "account_id": signed_in.actor.account_id}
     if signed_in.csrf_hash is None:
         return "Tokens", {
@@ -156,10 +156,6 @@ async def _open(
         origin=origin_of(run.connection),
         browser=browser,
     )
-
-
-def _issued(run: Run, signed_in: SignedIn) -> tuple[str, Made]:
-    return _made(run, signed_in, run.services.tokens.issue(signed_in.actor, csrf_hash=signed_in.csrf_hash))
 
 
 _BROWSER = (
@@ -186,7 +182,7 @@ class SignInInput:
 async def sign_in_mutation(run: Run, input: SignInInput) -> tuple[str, Made]:
     browser = _in_cookies(run, input.browser)
     origin = origin_of(run.connection)
-    return _made(run, *await sign_in(run.services, input.email, input.password, origin, browser=browser))
+    return _made(run, await sign_in(run.services, input.email, input.password, origin, browser=browser))
 
 
 @strawberry.input(description="A refresh token.")
@@ -209,13 +205,13 @@ class TokenInput:
 )
 async def token_refresh(run: Run, input: TokenInput) -> tuple[str, Made]:
     if input.refresh_token is not None:
-        return _made(run, *await refresh(run.services, input.refresh_token, origin_of(run.connection)))
+        return _made(run, await refresh(run.services, input.refresh_token, origin_of(run.connection)))
     carried = run.carried
     if carried is None or carried.refresh_token is None:
         raise SessionEnded(("refreshToken",))
     _in_cookies(run, True)
     try:
-        made = await refresh(
+        signed_in = await refresh(
             run.services,
             carried.refresh_token,
             origin_of(run.connection),
@@ -224,7 +220,7 @@ async def token_refresh(run: Run, input: TokenInput) -> tuple[str, Made]:
     except SessionEnded:
         run.cookies += run.services.browsers.signed_out()
         raise
-    return _made(run, *made)
+    return _made(run, signed_in)
 
 
 @graph.type_(description="Done.", columns={"done": "boolean"})
@@ -289,7 +285,7 @@ async def register(run: Run, input: RegisterInput) -> tuple[str, Made]:
     except EmailTaken:
         await attempt(run.database, *limits.taken(address, told=True))
         raise
-    return _issued(run, signed_in)
+    return _made(run, signed_in)
 
 
 async def _new_hash(services: Services, password: str, account: Account) -> str:
@@ -330,7 +326,7 @@ async def password_change(run: Run, input: PasswordChangeInput) -> tuple[str, Ma
     async with services.database.transaction() as session:
         account = await operations.change_password(session, actor=actor, password_hash=hashed)
         signed_in = await _open(run, session, account.id, hashed, browser=browser)
-    return _issued(run, signed_in)
+    return _made(run, signed_in)
 
 
 @strawberry.input(description="Whether the session that asks goes on.")
@@ -426,4 +422,4 @@ async def password_reset(run: Run, input: PasswordResetInput) -> tuple[str, Made
     async with services.database.transaction() as session:
         account_id = await sessions.reset_password(session, code=input.code, password_hash=hashed)
         signed_in = await _open(run, session, account_id, hashed, browser=browser)
-    return _issued(run, signed_in)
+    return _made(run, signed_in)
