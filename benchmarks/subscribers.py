@@ -172,6 +172,9 @@ async def ekoyka(database: str) -> AsyncIterator[Running]:
                 "EKOYKA_LOG_LEVEL": "WARNING",
                 "EKOYKA_ACCESS_TOKEN_TTL_S": "3600",
                 "EKOYKA_COST_PER_MINUTE": "0",
+                # All of them are one account's, from one address.
+                "EKOYKA_SOCKETS_PER_ACCOUNT": "100000",
+                "EKOYKA_SOCKETS_PER_ADDRESS": "100000",
                 "EKOYKA_DATA_DIR": folder,
             },
             preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,

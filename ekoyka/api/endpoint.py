@@ -10,7 +10,7 @@ import contextlib
 import gzip
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any
 
@@ -158,10 +158,29 @@ async def _whole(receive: Receive, largest_bytes: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def failure(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer without data."""
+def failure(
+    status: int, code: str, message: str, headers: Mapping[str, str] | None = None, *, accept: str = ""
+) -> Response:
+    """An answer without data, in the media type that the client asks for."""
     body = {"errors": [{"message": message, "extensions": {"code": code}}]}
-    return Response(orjson.dumps(body), status, dict(headers or {}), _JSON)
+    answer_type = media_type(accept) or _JSON
+    return Response(orjson.dumps(body), status, dict(headers or {}), f"{answer_type}; charset=utf-8")
+
+
+def _status(codes: set[str]) -> int:
+    """The status of errors of the request itself, where the answer's media type lets it be told."""
+    if "UNAUTHENTICATED" in codes:
+        return 401
+    return 403 if "FORBIDDEN" in codes else 400
+
+
+def _bad(message: str) -> dict[str, Any]:
+    return {"message": message, "extensions": {"code": "BAD_REQUEST"}}
+
+
+def _holds(data: bytes | None) -> bool:
+    """Whether any of the operation's fields has a value."""
+    return data is not None and any(value is not None for value in (orjson.loads(data) or {}).values())
 
 
 class Endpoint:
@@ -183,37 +202,39 @@ class Endpoint:
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         state = scope["app"].state
+        headers = Fields(scope["headers"])
+        fail = partial(failure, accept=headers[b"accept"])
         if not state.prepared.is_set():
-            return failure(
+            return fail(
                 503,
                 "SERVICE_UNAVAILABLE",
                 "The server is waiting for its database; the same request may succeed in a moment.",
                 {"retry-after": "2"},
             )
-        headers = Fields(scope["headers"])
         if not _is_json(headers[b"content-type"]):
-            return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the operation as application/json in UTF-8.")
+            return fail(415, "UNSUPPORTED_MEDIA_TYPE", "Send the operation as application/json in UTF-8.")
         if media_type(headers[b"accept"]) is None:
-            return failure(406, "NOT_ACCEPTABLE", f"Answers are {_GRAPHQL_JSON} or {_JSON}: see `Accept`.")
+            return fail(406, "NOT_ACCEPTABLE", f"Answers are {_GRAPHQL_JSON} or {_JSON}: see `Accept`.")
         if headers[b"content-encoding"] not in ("", "identity"):
-            return failure(415, "UNSUPPORTED_MEDIA_TYPE", "Send the body without a content encoding.")
+            return fail(415, "UNSUPPORTED_MEDIA_TYPE", "Send the body without a content encoding.")
         try:
             body = orjson.loads(await _whole(receive, self._largest_bytes))
         except _TooLarge:
-            return failure(
+            return fail(
                 413,
                 "CONTENT_TOO_LARGE",
                 f"A body holds at most {self._largest_bytes} bytes.",
                 {"connection": "close"},
             )
         except orjson.JSONDecodeError:
-            return failure(400, "BAD_REQUEST", "The body is not JSON in UTF-8.")
+            return fail(400, "BAD_REQUEST", "The body is not JSON in UTF-8.")
         if not isinstance(body, dict):
-            return failure(400, "BAD_REQUEST", "The body is an object with a `query` or a `documentId`.")
-        if not isinstance(body.get("variables"), dict | None):
-            return failure(400, "BAD_REQUEST", "`variables` is an object.")
+            return fail(400, "BAD_REQUEST", "The body is an object with a `query` or a `documentId`.")
+        for name in ("variables", "extensions"):
+            if not isinstance(body.get(name), dict | None):
+                return fail(400, "BAD_REQUEST", f"`{name}` is an object.")
         if not isinstance(body.get("operationName"), str | None):
-            return failure(400, "BAD_REQUEST", "`operationName` is text.")
+            return fail(400, "BAD_REQUEST", "`operationName` is text.")
         services: Services = state.services
         carried = None
         try:
@@ -226,7 +247,7 @@ class Endpoint:
             [told] = present([GraphQLError("", original_error=error)])
             return failure(403, told["extensions"]["code"], told["message"])
         except NotAuthenticated:
-            return failure(
+            return fail(
                 401,
                 "UNAUTHENTICATED",
                 "The access token is not good (any more): sign in, or refresh it.",
@@ -235,9 +256,9 @@ class Endpoint:
         try:
             text = await document_of(services, body)
         except BadRequest as error:
-            return failure(error.status, error.code, error.message)
+            return fail(error.status, error.code, error.message)
         except DatabaseUnavailable:
-            return failure(503, "SERVICE_UNAVAILABLE", UNAVAILABLE, {"retry-after": "1"})
+            return fail(503, "SERVICE_UNAVAILABLE", UNAVAILABLE, {"retry-after": "1"})
         actor = token.actor if token else None
         run = Run(services, HTTPConnection(scope), actor, preferred(headers[b"accept-language"]))
         run.carried = carried
@@ -270,11 +291,10 @@ class Endpoint:
                     data = orjson.dumps(result.data)
                     began = result.data is not None
         except (CannotGetOperationTypeError, MissingQueryError):
-            return failure(400, "BAD_REQUEST", "The document holds no such operation: see `operationName`.")
+            errors, began = [_bad("The document holds no such operation: see `operationName`.")], False
         except InvalidOperationTypeError:
-            return failure(
-                400, "BAD_REQUEST", "Subscriptions are served over the WebSocket (graphql-transport-ws)."
-            )
+            errors = [_bad("Subscriptions are served over the WebSocket (graphql-transport-ws).")]
+            began = False
         except PlanError as error:
             errors, began = present(error.errors), False
         except GraphQLError as error:
@@ -286,24 +306,28 @@ class Endpoint:
         plan = run.last_plan()
         kind = plan.operation.value if plan else "unplanned"
         count_operation(kind, min(codes).lower() if codes else "ok", perf_counter() - started)
-        # An operation that never began has no data (GraphQL over HTTP, 6.4): errors of the request itself.
-        began |= codes <= {"INTERNAL", "RATE_LIMITED", *_LATER}
+        # An operation that never began has no data (GraphQL over HTTP, 6.4): errors of the request itself. Nor has
+        # one of which nothing came about and that may be asked again: with data its status would have to be 200.
+        again = bool(codes & {"RATE_LIMITED", *_LATER})
+        began = not (again and not _holds(data)) and (began or codes <= {"INTERNAL"})
         parts = [b'"errors":' + orjson.dumps(errors)] if errors else []
         if began:
             parts.append(b'"data":' + (data or b"null"))
         if plan is not None:
             parts.append(b'"extensions":{"cost":%d}' % plan.cost)
         answer_type = media_type(headers[b"accept"]) or _JSON
-        status, more = 200, {}
-        if codes & _LATER:
-            status, more = 503, {"retry-after": "1"}
-        elif "RATE_LIMITED" in codes:
+        status, more = 200, dict[str, str]()
+        if again:
             waits = [error["extensions"].get("retryAfterS", 1) for error in errors]
-            status, more = 429, {"retry-after": str(max(waits))}
+            more["retry-after"] = str(max(waits))
+            if not began:
+                status = 429 if "RATE_LIMITED" in codes else 503
         elif codes & _UNASKED:
             status = 403
         elif not began and answer_type == _GRAPHQL_JSON:
-            status = 401 if "UNAUTHENTICATED" in codes else 400
+            status = _status(codes)
+            if status == 401:
+                more["www-authenticate"] = "Bearer"
         content = b"{" + b",".join(parts) + b"}"
         if len(content) >= WORTH_COMPRESSING_BYTES and kind == "query":
             more["vary"] = "accept-encoding"

@@ -33,10 +33,10 @@ SMALL: dict[str, Any] = {
     "pool_timeout_s": 60.0,
 }
 BOUNDS = {
-    "operation": ({"operation_timeout_s": 0.5}, {"TIMED_OUT"}),
-    "statement": ({"statement_timeout_s": 0.5}, {"TIMED_OUT"}),
+    "operation": ({"operation_timeout_s": 1.0}, {"TIMED_OUT"}),
+    "statement": ({"statement_timeout_s": 1.0}, {"TIMED_OUT"}),
     # Two wait for the database, the others for their connections; those two until the database lets them.
-    "pool": ({"pool_timeout_s": 0.5}, {"SERVICE_UNAVAILABLE"}),
+    "pool": ({"pool_timeout_s": 1.0}, {"SERVICE_UNAVAILABLE"}),
 }
 
 
@@ -130,7 +130,7 @@ async def test_what_waits_too_long_ends_by_name_and_its_connection_comes_back(
                 await asyncio.sleep(0.05)
         if isinstance(ended[0], httpx.Response):
             assert (ended[0].status_code, ended[0].headers["retry-after"]) == (503, "1")
-            assert ended[0].json()["data"] is None
+            assert "data" not in ended[0].json()
 
 
 async def _first(tasks: list[asyncio.Task[Any]], count: int) -> list[Any]:

@@ -1,4 +1,4 @@
-// The graphql-ws client: a feed with a change in it, a query over the socket, and a token that is not good.
+// The graphql-ws client: a feed with a change in it, a query over the socket, a renewal, and tokens that are not good.
 import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
 
@@ -11,8 +11,9 @@ const ask = async (query, variables) => {
   });
   return (await answer.json()).data;
 };
-const client = (credentials) =>
+const client = (credentials, on) =>
   createClient({
+    on,
     url: url.replace('http', 'ws'),
     webSocketImpl: WebSocket,
     retryAttempts: 0,
@@ -55,6 +56,38 @@ check(wrong.length === 1 && wrong[0].extensions.code, 'a wrong document gives an
 const after = (await feed.iterate({ query: '{ me { name } }' }).next()).value;
 check(typeof after.data.me.name === 'string', 'the socket goes on after it');
 feed.dispose();
+
+let socket, renewed;
+const expiry = new Promise((resolve) => (renewed = resolve));
+const renewing = client(token, {
+  connected: (opened) => (socket = opened),
+  pong: (received, payload) => received && renewed(payload),
+});
+const watched = renewing.iterate({
+  query: 'subscription ($id: ID!) { bedChanged(bedId: $id) { kind changes { status } } }',
+  variables: { id: bed.id },
+});
+await watched.next();
+const renew = (credentials) =>
+  socket.send(JSON.stringify({ type: 'ping', payload: { authorization: `Bearer ${credentials}` } }));
+renew(token);
+check(new Date((await expiry).expiresAt) > new Date(), 'a ping with a token is answered with its expiry');
+await ask(`mutation ($i: BedSetServiceStateInput!) { bedSetServiceState(input: $i) { __typename } }`, {
+  i: { id: bed.id, state: 'CLEANING' },
+});
+const seen = (await watched.next()).value.data.bedChanged;
+check(seen.changes[0].status === 'CLEANING', 'and the feed goes on');
+await ask(`mutation ($i: BedSetServiceStateInput!) { bedSetServiceState(input: $i) { __typename } }`, {
+  i: { id: bed.id, state: 'IN_SERVICE' },
+});
+const other = await ask(
+  `mutation { signIn(input: {email: "doctor@example.org", password: "demo-doctor-2026"}) {
+    ... on Tokens { accessToken } } }`,
+);
+await watched.next();
+renew(other.signIn.accessToken);
+const closed = await watched.next().catch((error) => error);
+check(closed.code === 4403, "another account's token closes the socket with 4403");
 
 const refused = await new Promise((resolve) => {
   client('nonsense').subscribe(
