@@ -25,6 +25,8 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# What is looked for comes sooner or later: a busy machine takes its time over megabytes of scripts.
+expect.set_options(timeout=30_000)
 # GraphiQL reads what was typed after a moment, and keeps it here when it has.
 _TAKEN_IN = """(typed) => (sessionStorage.getItem("graphiql:query") ?? "").replace(/\\s/g, "") === typed"""
 _RESULT = """() => globalThis.__MONACO?.editor.getModels()
