@@ -26,6 +26,7 @@ from sqlmodel import Field, SQLModel
 
 from ekoyka.columns import instant
 from ekoyka.database import CHANNEL, NOTICES, Database, Row, Statement, connect
+from ekoyka.silence import PATIENCE_S
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +143,7 @@ class Feed:
         database: Database,
         *,
         heartbeat_s: float = 1.0,
-        patience_s: float = 1.5,
+        patience_s: float = PATIENCE_S,
         retry_s: tuple[float, float] = (0.1, 1.0),
     ) -> None:
         self._database = database
@@ -183,8 +184,6 @@ class Feed:
                 async with asyncio.timeout(self._patience_s):
                     connection = await connect(self._database.url, self._database.settings, "ekoyka feed")
                     await connection.add_listener(CHANNEL, self._hear)
-                    # Those that were there when the last one was lost may be lost as well.
-                    await self._database.silence.listen(connection)
                 self.connected, pause = True, self._retry_s[0]
                 log.info("feed_connected")
                 # Whatever was committed since the last connection was lost went unheard.
@@ -192,12 +191,12 @@ class Feed:
                 lost = asyncio.Event()
                 connection.add_termination_listener(lambda _, lost=lost: lost.set())
                 while not lost.is_set():
+                    # Those that were there when the last one was lost may be lost as well.
+                    await self._database.silence.listen(connection)
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(lost.wait(), self._heartbeat_s)
                     if not lost.is_set():
-                        async with asyncio.timeout(self._patience_s):
-                            await self._look(connection)
-                            await self._database.silence.listen(connection)
+                        await self._look(connection)
                 log.warning("feed_cut", reason="closed")
             except Exception as error:  # whatever it was, and the driver knows many: it is tried again
                 log.warning("feed_cut", reason=type(error).__name__)
@@ -217,7 +216,9 @@ class Feed:
     async def _look(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """What whoever committed it could not tell, having died, is heard of here."""
         for row in await connection.fetch(
-            "SELECT topic, last_cursor FROM feed_topic WHERE topic = ANY($1::text[])", list(self._rings)
+            "SELECT topic, last_cursor FROM feed_topic WHERE topic = ANY($1::text[])",
+            list(self._rings),
+            timeout=self._patience_s,
         ):
             if row["last_cursor"] > self._heard.get(row["topic"], 0):
                 self._ring(row["topic"], row["last_cursor"])

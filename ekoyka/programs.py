@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -62,11 +63,11 @@ def find_programs(server_major: int, folders: Sequence[Path] | None = None) -> P
     if folders is None:
         on_path = shutil.which("pg_dump")
         folders = [*([Path(on_path).parent] if on_path else []), *embedded.program_folders()]
-    found = [
-        Programs(folder, int(embedded.version_of(folder / "pg_dump").split(".")[0]))
-        for folder in folders
-        if (folder / "pg_dump").exists() and (folder / "pg_restore").exists()
-    ]
+    found = []
+    for folder in folders:
+        if (folder / "pg_dump").exists() and (folder / "pg_restore").exists():
+            with suppress(embedded.EmbeddedPostgresError):  # what does not run here is as good as missing
+                found.append(Programs(folder, int(embedded.version_of(folder / "pg_dump").split(".")[0])))
     fitting = [item for item in found if item.major >= server_major]
     if not fitting:
         there = ", ".join(f"{item.major} in {item.folder}" for item in found) or "none"

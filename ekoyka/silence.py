@@ -18,10 +18,12 @@ import structlog
 log = structlog.get_logger(__name__)
 
 # Nearly all statements are answered in a hundredth of this.
-SUSPICIOUS_S = 1.5
-# PostgreSQL has had nothing to do for a second, and still has not a moment later: whoever had an answer by then, or
-# was held up itself, has said something since.
-_MOMENT_S = 0.25
+SUSPICIOUS_S = 1.0
+# PostgreSQL has had nothing to do for a second, and has not after this long either: whoever was only held up, here or
+# there, by too much work, has said something in the meantime.
+_MOMENT_S = 1.0
+# Nor is the connection waited for longer that is asked about the others.
+PATIENCE_S = 1.5
 # The first column guards against what gives connections numbers of its own, as poolers do.
 _IDLE = """
 SELECT pg_backend_pid() = $2 AS by_number, ARRAY(
@@ -62,7 +64,10 @@ class Silence:
                 self._known.discard(driver)
 
     async def listen(self, asking: Driver) -> None:
-        """The connections that have fallen silent are ended, as this one says, which is none of them."""
+        """The connections that have fallen silent are ended, as this one says, which is none of them.
+
+        Raises `TimeoutError` where it is one itself.
+        """
         suspects = self._waiting()
         if not suspects:
             return
@@ -76,7 +81,7 @@ class Silence:
             for driver in silent.values():
                 driver.terminate()
             self.distrust()
-            await asking.fetch(_END, list(silent))
+            await asking.fetch(_END, list(silent), timeout=PATIENCE_S)
 
     def _waiting(self) -> dict[int, Driver]:
         """Who has waited for so long that something may be wrong, by the number of PostgreSQL's process."""
@@ -90,5 +95,5 @@ class Silence:
 
 async def _idle(asking: Driver, pids: Iterable[int]) -> set[int]:
     """Those of PostgreSQL's processes that have nothing to do, or are not there."""
-    row = await asking.fetchrow(_IDLE, list(pids), asking.get_server_pid())
+    row = await asking.fetchrow(_IDLE, list(pids), asking.get_server_pid(), timeout=PATIENCE_S)
     return set(row["idle"]) if row is not None and row["by_number"] else set()

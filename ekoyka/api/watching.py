@@ -382,6 +382,7 @@ class Group:
             if member not in here:
                 continue
             if gone and member.account in gone:
+                self.leave(member)
                 dismiss(member.socket)
                 continue
             member.cursor = cursor

@@ -183,7 +183,7 @@ async def _reservations(
         if item.field == "bedReserve"
     }
     found = await database.fetch(
-        "SELECT id, bed_id, patient_id, outcome, ended_at, until < clock_timestamp() - interval '5 s' AS late "
+        "SELECT id, bed_id, patient_id, outcome, ended_at, until < clock_timestamp() - interval '1 s' AS late "
         "FROM reservation"
     )
     rows = {
