@@ -29,7 +29,7 @@ from ekoyka import explorer, feed, migrate, rates
 from ekoyka.api.accounts import Accounts
 from ekoyka.api.clients import Proxies, address_of, is_operator
 from ekoyka.api.context import Run, Services
-from ekoyka.api.endpoint import Endpoint, language_of
+from ekoyka.api.endpoint import LARGEST_BODY_BYTES, Endpoint, language_of, says_too_much, too_large
 from ekoyka.api.oauth import SECURITY_HEADERS, revoke, token
 from ekoyka.api.permissions import STAFF
 from ekoyka.api.presentation import may_succeed_later, present
@@ -52,7 +52,6 @@ from ekoyka.settings import Mode, Settings
 
 log = structlog.get_logger(__name__)
 
-LARGEST_BODY_BYTES = 64 * 1024
 STATIC = Path(__file__).parent / "static"
 _PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "api" / "templates"), autoescape=True)
 
@@ -61,6 +60,7 @@ class Application(Starlette):
     """The routes; operations go straight to their endpoint, past what the other routes need on their way."""
 
     operations: ASGIApp
+    refusal: ASGIApp
     proxies: Proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,6 +69,8 @@ class Application(Starlette):
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/graphql":
             scope["app"] = self
             await self.operations(scope, receive, send)
+        elif scope["type"] == "http" and says_too_much(scope):
+            await self.refusal(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -128,10 +130,11 @@ def create_app(settings: Settings) -> Starlette:
                 services.hasher.close()
 
     sockets = Sockets(schema, operations_per_socket=settings.subscriptions_per_socket)
-    endpoint = Route("/graphql", Endpoint(schema, largest_bytes=LARGEST_BODY_BYTES), methods=["POST"])
+    endpoint = Route("/graphql", Endpoint(schema), methods=["POST"])
     app = Application(
         lifespan=lifespan,
-        max_body_size=LARGEST_BODY_BYTES,
+        # Behind the endpoints' own bound, for a route that forgets it.
+        max_body_size=4 * LARGEST_BODY_BYTES,
         middleware=[Middleware(RequestLog)],
         routes=[
             Route("/", lambda request: RedirectResponse("/graphql"), methods=["GET"]),
@@ -150,6 +153,7 @@ def create_app(settings: Settings) -> Starlette:
         ],
     )
     app.proxies = Proxies(settings)
+    app.refusal = RequestLog(too_large())
     app.operations = RequestLog(endpoint.app, endpoint)
     app.state.schema = schema
     app.state.services = services

@@ -66,9 +66,15 @@ class Intake(HttpToolsProtocol):
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
-        # From here on the socket has its own patience.
+        # Once it is open the socket has its own patience; what is no opening of one is never answered.
         self._arrived()
         super().handle_websocket_upgrade()
+        self.loop.call_later(PATIENCE_S, self._cut_unopened)
+
+    def _cut_unopened(self) -> None:
+        socket: Any = self.transport.get_protocol()
+        if not self.transport.is_closing() and not getattr(socket, "handshake_complete", True):
+            self.transport.close()
 
     def _wait(self) -> None:
         self._cut = self.loop.call_later(PATIENCE_S, self._refuse, 408)
