@@ -37,7 +37,7 @@ from ekoyka.api.accounts import Accounts
 from ekoyka.api.browsers import Browsers, origin_of_url
 from ekoyka.api.clients import Proxies, address_of, is_operator
 from ekoyka.api.context import Run, Services
-from ekoyka.api.endpoint import Endpoint, language_of
+from ekoyka.api.endpoint import LARGEST_BODY_BYTES, Endpoint, language_of, says_too_much, too_large
 from ekoyka.api.headers import security_headers
 from ekoyka.api.oauth import revoke, token
 from ekoyka.api.pages import page, said
@@ -84,7 +84,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LARGEST_BODY_BYTES = 64 * 1024
 LONGEST_ROUND_S = 60.0
 STATIC = Path(__file__).parent / "static"
 
@@ -93,6 +92,7 @@ class Application(Starlette):
     """The routes; operations go straight to their endpoint, past what the other routes need on their way."""
 
     operations: ASGIApp
+    refusal: ASGIApp
     proxies: Proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,6 +101,8 @@ class Application(Starlette):
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/graphql":
             scope["app"] = self
             await self.operations(scope, receive, send)
+        elif scope["type"] == "http" and says_too_much(scope):
+            await self.refusal(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -179,13 +181,14 @@ def create_app(settings: Settings) -> Starlette:
         operations_per_socket=settings.subscriptions_per_socket,
         origin=origin_of_url(settings.base_url),
     )
-    endpoint = Route("/graphql", Endpoint(schema, largest_bytes=LARGEST_BODY_BYTES), methods=["POST"])
+    endpoint = Route("/graphql", Endpoint(schema), methods=["POST"])
     app = Application(
         lifespan=lifespan,
         # Starlette's own place for the limit is outside of all others, where its refusal would go around the log.
+        # It stands behind the endpoints' own bound, for a route that forgets it.
         middleware=[
             Middleware(RequestLog, headers=headers),
-            Middleware(RequestBodyLimitMiddleware, max_body_size=LARGEST_BODY_BYTES),
+            Middleware(RequestBodyLimitMiddleware, max_body_size=4 * LARGEST_BODY_BYTES),
         ],
         exception_handlers={HTTPException: unanswered},
         routes=[
@@ -207,6 +210,7 @@ def create_app(settings: Settings) -> Starlette:
         ],
     )
     app.proxies = Proxies(settings)
+    app.refusal = RequestLog(too_large(), headers)
     app.operations = RequestLog(endpoint.app, headers, endpoint)
     app.state.schema = schema
     app.state.services = services

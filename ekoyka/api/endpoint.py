@@ -37,6 +37,7 @@ from ekoyka.identity.sessions import CsrfTokenWrong
 from ekoyka.observability import count_operation, request_id
 
 log = structlog.get_logger(__name__)
+LARGEST_BODY_BYTES = 64 * 1024
 _JSON = "application/json"
 _GRAPHQL_JSON = "application/graphql-response+json"
 # Below, a packet or two are saved for more than they cost; the lowest level takes nine tenths of what the
@@ -138,14 +139,14 @@ def bearer(authorization: str, services: Services) -> ReadToken | None:
     return services.tokens.read(token.strip())
 
 
-class _TooLarge(Exception):
+class TooLarge(Exception):
     """The body is larger than it may be."""
 
 
-async def _whole(receive: Receive, largest_bytes: int) -> bytes:
-    """The request's body. Raises `ClientDisconnect`, `_TooLarge`."""
+async def whole(receive: Receive) -> bytes:
+    """The request's body. Raises `ClientDisconnect`, `TooLarge`."""
     parts = []
-    left = largest_bytes
+    left = LARGEST_BODY_BYTES
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -153,7 +154,7 @@ async def _whole(receive: Receive, largest_bytes: int) -> bytes:
         parts.append(message.get("body", b""))
         left -= len(parts[-1])
         if left < 0:
-            raise _TooLarge
+            raise TooLarge
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -183,15 +184,26 @@ def _holds(data: bytes | None) -> bool:
     return data is not None and any(value is not None for value in (orjson.loads(data) or {}).values())
 
 
+def too_large(accept: str = "") -> Response:
+    """The answer to a body that is larger than it may be."""
+    message = f"A body holds at most {LARGEST_BODY_BYTES} bytes."
+    return failure(413, "CONTENT_TOO_LARGE", message, {"connection": "close"}, accept=accept)
+
+
+def says_too_much(scope: Scope) -> bool:
+    """Whether the request says that its body is larger than any may be."""
+    said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    return int(said) > LARGEST_BODY_BYTES if said.isdigit() else False
+
+
 class Endpoint:
     """One JSON body in, one JSON body out.
 
     Queries and mutations are answered from their plans; introspection and all that is not good, by Strawberry.
     """
 
-    def __init__(self, schema: strawberry.Schema, *, largest_bytes: int) -> None:
+    def __init__(self, schema: strawberry.Schema) -> None:
         self.schema = schema
-        self._largest_bytes = largest_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -218,14 +230,9 @@ class Endpoint:
         if headers[b"content-encoding"] not in ("", "identity"):
             return fail(415, "UNSUPPORTED_MEDIA_TYPE", "Send the body without a content encoding.")
         try:
-            body = orjson.loads(await _whole(receive, self._largest_bytes))
-        except _TooLarge:
-            return fail(
-                413,
-                "CONTENT_TOO_LARGE",
-                f"A body holds at most {self._largest_bytes} bytes.",
-                {"connection": "close"},
-            )
+            body = orjson.loads(await whole(receive))
+        except TooLarge:
+            return too_large(headers[b"accept"])
         except orjson.JSONDecodeError:
             return fail(400, "BAD_REQUEST", "The body is not JSON in UTF-8.")
         if not isinstance(body, dict):

@@ -92,10 +92,16 @@ class Intake(HttpToolsProtocol):
         if self._last:
             self._refuse(503)
             return
-        # From here on the socket has its own patience.
+        # Once it is open the socket has its own patience; what is no opening of one is never answered.
         self._arrived()
         self._upgraded = True
         super().handle_websocket_upgrade()
+        self.loop.call_later(PATIENCE_S, self._cut_unopened)
+
+    def _cut_unopened(self) -> None:
+        socket: Any = self.transport.get_protocol()
+        if not self.transport.is_closing() and not getattr(socket, "handshake_complete", True):
+            self.transport.close()
 
     def shutdown(self) -> None:
         """The server stops: the request that is under way, or just arriving, is the connection's last."""

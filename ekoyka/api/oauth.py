@@ -5,6 +5,7 @@ A browser's script has no business here: nothing is set in cookies, and no other
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import parse_qsl
 
 from authlib.oauth2.rfc6749.errors import (
     InvalidGrantError,
@@ -12,11 +13,12 @@ from authlib.oauth2.rfc6749.errors import (
     OAuth2Error,
     UnsupportedGrantTypeError,
 )
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ekoyka.api.clients import origin_of
 from ekoyka.api.context import Services
+from ekoyka.api.endpoint import LARGEST_BODY_BYTES, TooLarge, whole
 from ekoyka.api.presentation import may_succeed_later
 from ekoyka.api.session_mutations import refresh, sign_in
 from ekoyka.errors import NotFound, Refusal
@@ -47,6 +49,17 @@ async def _answered(
     try:
         async with asyncio.timeout(services.settings.operation_timeout_s):
             return await work(request, services, await _given(request))
+    except ClientDisconnect:
+        return Response(status_code=400)  # which nobody hears
+    except TooLarge:
+        return JSONResponse(
+            {
+                "error": "invalid_request",
+                "error_description": f"A body holds at most {LARGEST_BODY_BYTES} bytes.",
+            },
+            413,
+            {**_HEADERS, "connection": "close"},
+        )
     except OAuth2Error as error:
         return JSONResponse(dict(error.get_body()), error.status_code, _HEADERS)
     except RateLimited as limited:
@@ -72,14 +85,23 @@ async def _answered(
 
 
 async def _given(request: Request) -> Mapping[str, str]:
-    """The request's parameters; none of them may come twice (RFC 6749, 3.2)."""
-    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        raise InvalidRequestError("Send the request as application/x-www-form-urlencoded.")
-    async with request.form(max_files=0, max_fields=10) as form:
-        given = {name: value for name, value in form.multi_items() if isinstance(value, str)}
-        if len(given) != len(form.multi_items()):
-            raise InvalidRequestError("A parameter comes twice.")
-    return given
+    """The request's parameters; none of them may come twice (RFC 6749, 3.2). Raises `InvalidRequestError`."""
+    name, *parameters = (part.strip().lower() for part in request.headers.get("content-type", "").split(";"))
+    charsets = [
+        part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")
+    ]
+    if name != "application/x-www-form-urlencoded" or any(item != "utf-8" for item in charsets):
+        raise InvalidRequestError("Send the request as application/x-www-form-urlencoded in UTF-8.")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise InvalidRequestError("Send the request without a content encoding.")
+    try:
+        text = (await whole(request.receive)).decode("ascii")
+        given = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=10)
+    except ValueError:
+        raise InvalidRequestError("Send at most ten parameters, percent-encoded in UTF-8.") from None
+    if len(dict(given)) != len(given):
+        raise InvalidRequestError("A parameter comes twice.")
+    return dict(given)
 
 
 async def _grant(request: Request, services: Services, given: Mapping[str, str]) -> Response:

@@ -184,6 +184,62 @@ async def test_bad_requests_are_answered_in_json_without_a_500(client: Client) -
     assert answers["token"].json()["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
 
 
+JSON = "application/json"
+QUERY = b'{"query": "{ me { id } }"'
+
+
+@pytest.mark.parametrize(
+    ("body", "fields", "status"),
+    [
+        (b"null", {}, 400),
+        (b"true", {}, 400),
+        (b"7", {}, 400),
+        (b'"{ me { id } }"', {}, 400),
+        (b"[" + QUERY + b"}]", {}, 400),
+        (b"[]", {}, 400),
+        (b"", {}, 400),
+        (b"[" * 60_000, {}, 400),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, {}, 400),
+        (QUERY + b', "variables": ' + b'{"a":' * 900 + b"1" + b"}" * 901, {}, 200),
+        (QUERY + b', "variables": {"n": ' + b"9" * 5000 + b"}}", {}, 400),
+        (QUERY + b', "variables": {"n": 1e99999}}', {}, 400),
+        (QUERY + b', "variables": {"n": NaN}}', {}, 400),
+        (QUERY + b', "variables": "\xff"}', {}, 400),
+        (QUERY + b', "variables": "\\ud800"}', {}, 400),
+        (QUERY + b', "operationName": "' + b"x" * 60_000 + b'"}', {}, 400),
+        (QUERY.replace(b"id", b"\\ud800"), {}, 400),
+        (b"\xef\xbb\xbf" + QUERY + b"}", {}, 400),
+        ("{}".encode("utf-16"), {}, 400),
+        (QUERY + b"}", {"content-encoding": "gzip"}, 415),
+        (QUERY + b"}", {"content-encoding": "br, identity"}, 415),
+        (QUERY + b"}", {"content-type": "application/json; charset=utf-16"}, 415),
+        (QUERY + b"}", {"content-type": "application/x-www-form-urlencoded"}, 415),
+        (QUERY + b"}", {"content-type": "application/graphql"}, 415),
+        (QUERY + b"}", {"content-type": ""}, 415),
+        (QUERY + b', "documentId": 7}', {}, 400),
+        (b'{"documentId": "sha256:' + b"0" * 64 + b'"}', {}, 400),
+        (b'{"documentId": "' + b"0" * 60_000 + b'"}', {}, 400),
+        (b'{"query": 7}', {}, 400),
+        (b'{"query": ["{ me { id } }"]}', {}, 400),
+    ],
+)
+async def test_a_hostile_body_has_a_named_answer(
+    client: Client, make: Factory, body: bytes, fields: dict[str, str], status: int
+) -> None:
+    token = client.token(await make.actor(superadmin=True))
+
+    answer = await client.http.post(
+        "/graphql",
+        content=body,
+        headers={"content-type": JSON, "authorization": f"Bearer {token}", **fields},
+    )
+
+    errors = answer.json().get("errors", [])
+    assert answer.status_code == status, answer.text
+    assert bool(errors) or status == 200
+    assert all(error["extensions"]["code"] != "INTERNAL" and len(error["message"]) < 300 for error in errors)
+
+
 async def test_what_went_wrong_unexpectedly_is_masked_and_never_shown(
     client: Client, owned: Database, make: Factory
 ) -> None:

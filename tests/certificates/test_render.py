@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import date
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import segno
+from markupsafe import Markup
 from pypdf import PageObject, PdfReader
 
 from ekoyka.certificates.paper import render
@@ -330,6 +332,34 @@ async def test_a_worker_that_exceeds_the_time_limit_is_killed_and_replaced(rende
     assert workers_of(os.getpid()) == []
     assert "Ёлкина" in text_of(await renderer.render(RUSSIAN))
     assert workers_of(os.getpid()) != [stuck]
+
+
+async def test_a_page_that_holds_the_pdf_library_is_given_up_in_five_seconds_and_the_next_ones_are_made() -> (
+    None
+):
+    """By default, with a real one: a cell that spans as many columns as the library cares to lay out."""
+    hostile = replace(RUSSIAN, purpose=Markup("<table><tr><td colspan=99999999>x</td></tr></table>"))
+    renderer = Renderer(queue=2)
+    await renderer.render(RUSSIAN)
+    (worker,) = workers_of(os.getpid())
+    began, turns = time.monotonic(), 0
+    held = asyncio.create_task(renderer.render(hostile))
+    waiting = [asyncio.create_task(renderer.render(facts)) for facts in (RUSSIAN, ENGLISH)]
+    await asyncio.sleep(0)
+    with pytest.raises(RenderBusy):
+        await renderer.render(RUSSIAN)
+    while not held.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+
+    with pytest.raises(RenderFailed, match="no answer within 5 s"):
+        await held
+    assert 5 <= time.monotonic() - began < 7
+    assert turns > 100  # the server has done other things meanwhile
+    assert worker not in workers_of(os.getpid())
+    made = await asyncio.gather(*waiting)
+    assert ["Ёлкина" in text_of(made[0]), "O’Brien" in text_of(made[1])] == [True, True]
+    await renderer.close()
 
 
 async def test_a_worker_that_dies_over_a_page_is_replaced(renderer: Renderer) -> None:
