@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     token_issuer: str = Field("ekoyka", description="The issuer that access tokens name.")
     access_token_ttl_s: int = Field(600, ge=30, le=3600, description="Life of an access token.")
     refresh_token_ttl_s: int = Field(30 * 86400, ge=60, description="Life of a refresh token.")
+    registration_open: bool = Field(
+        True,
+        description="Anybody may register; where not, administrators make accounts and nobody else learns who has one.",
+    )
     sessions_keep_address: bool = Field(
         False, description="A session is renewed from the network address of its last use alone."
     )

@@ -13,7 +13,13 @@ from ekoyka.certificates.operations import CertificateAnnulled, StayStillOpen
 from ekoyka.errors import Forbidden
 from ekoyka.facilities.operations import Archived, HasHistory, LabelTaken, NumberTaken
 from ekoyka.graph import declare as graph
-from ekoyka.identity.operations import EmailTaken, LastSuperadmin, OwnAccount, RoleHeld
+from ekoyka.identity.operations import (
+    EmailTaken,
+    LastSuperadmin,
+    OwnAccount,
+    RegistrationClosed,
+    RoleHeld,
+)
 from ekoyka.identity.sessions import AccountBlocked, CredentialsWrong, ResetCodeWrong, SessionEnded
 from ekoyka.inpatient.availability import (
     BedClosed,
@@ -195,6 +201,7 @@ for _cls, _text in {
     AccountLinked: "The account is linked to another patient's record.",
     NotADoctorThere: "The attending doctor does not work in the dispensary.",
     EmailTaken: "Somebody has registered with this e-mail address.",
+    RegistrationClosed: "Accounts are made by administrators on this server.",
     CredentialsWrong: "The e-mail address or the password is wrong.",
     AccountBlocked: "The account is blocked.",
     SessionEnded: "The refresh token is no good any more.",

@@ -9,13 +9,13 @@ from ekoyka.api.browsers import CrossSite
 from ekoyka.api.clients import Fields, address_of, origin_of
 from ekoyka.api.context import Run, Services
 from ekoyka.api.identity_mutations import AccountInput
-from ekoyka.api.mutations import Made, key, mutation
+from ekoyka.api.mutations import Made, given, key, mutation
 from ekoyka.api.permissions import ADMIN, ANYONE, SIGNED_IN
 from ekoyka.api.scalars import ID, DateTime
 from ekoyka.errors import Invalid
 from ekoyka.graph import declare as graph
 from ekoyka.identity import limits, operations, sessions
-from ekoyka.identity.operations import EmailTaken
+from ekoyka.identity.operations import EmailTaken, RegistrationClosed
 from ekoyka.identity.sessions import (
     AccountBlocked,
     CredentialsWrong,
@@ -265,11 +265,13 @@ class RegisterInput:
     returns="Tokens",
     or_returns=("BrowserSession",),
     roles=ANYONE,
-    refusals=(EmailTaken, AccountBlocked),
-    description="A person gets an account and is signed in.",
+    refusals=(EmailTaken, AccountBlocked, RegistrationClosed),
+    description="A person gets an account and is signed in, where the server lets anybody register.",
     transaction=False,
 )
 async def register(run: Run, input: RegisterInput) -> tuple[str, Made]:
+    if not run.services.settings.registration_open:
+        raise RegistrationClosed
     browser, address = _in_cookies(run, input.browser), address_of(run.connection)
     await attempt(run.database, *limits.registration(address), *limits.taken(address, told=False))
     hashed = await run.services.hasher.hash(input.password, about=(input.email, input.name))
@@ -381,6 +383,28 @@ class PasswordResetCode:
         "Tell it to the person, and to nobody else; `passwordReset` takes it, once."
     )
     expires_at: DateTime = graph.column("Until when.")
+
+
+@strawberry.input(description="An account for somebody.")
+class AccountCreateInput:
+    email: str = field(description="The e-mail address that they sign in with.")
+    name: str = field(description="Their name, 1 to 200 characters.")
+    position: str | None = field(description="Their position.", default=None)
+    language: str = field(description="The language for messages: ru or en.", default="ru")
+
+
+@mutation(
+    "accountCreate",
+    returns="PasswordResetCode",
+    roles=ADMIN,
+    refusals=(EmailTaken,),
+    description="Somebody gets an account; with the code they set its password, by `passwordReset`.",
+)
+async def account_create(run: Run, session: AsyncSession, input: AccountCreateInput) -> Made:
+    code, expires_at = await operations.create_account(
+        session, actor=run.known_actor, email=input.email, details=given(input, without={"email"})
+    )
+    return {"reset_code": code, "expires_at": expires_at}
 
 
 @mutation(

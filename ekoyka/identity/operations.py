@@ -19,7 +19,7 @@ from ekoyka.errors import Conflict, Invalid, NotFound, VersionConflict
 from ekoyka.identity import access_log
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.queries import confirm
-from ekoyka.identity.sessions import authority_changed, end_sessions
+from ekoyka.identity.sessions import NO_PASSWORD, allow_reset, authority_changed, end_sessions
 from ekoyka.identity.tables import Account, AccountDetails, Role, RoleGrant
 from ekoyka.validation import changed, validated
 
@@ -30,6 +30,14 @@ class EmailTaken(Conflict):
     code = "EMAIL_TAKEN"
     ru = "С этим адресом уже зарегистрированы: войдите или возьмите другой адрес."
     en = "This address is registered already: sign in, or use another."
+
+
+class RegistrationClosed(Conflict):
+    """Accounts are made by administrators here."""
+
+    code = "REGISTRATION_CLOSED"
+    ru = "Учётные записи заводит администратор: обратитесь к нему."
+    en = "Accounts are made by the administrator here: ask for one."
 
 
 class LastSuperadmin(Conflict):
@@ -79,6 +87,18 @@ async def register(
             raise EmailTaken(("email",)) from error
         raise
     return account
+
+
+async def create_account(
+    session: AsyncSession, *, actor: Actor, email: str, details: dict[str, Any]
+) -> tuple[str, datetime]:
+    """Somebody has an account without a password; the code with which they set one, and until when it is good.
+
+    Raises `EmailTaken`, `Invalid`.
+    """
+    account = await register(session, email=email, password_hash=NO_PASSWORD, details=details)
+    access_log.record(session, actor, "account_create", "Account", account.id)
+    return await allow_reset(session, actor=actor, account_id=account.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ FIELDS = {
     "Query.stay": _CLINICAL,
     "Query.stays": _CLINICAL,
     "Mutation.accountBlock": _ADMIN,
+    "Mutation.accountCreate": "-    -    -    -    any",
     "Mutation.accountResetPassword": _ADMIN,
     "Mutation.accountUnblock": _ADMIN,
     "Mutation.accountUpdate": _SIGNED_IN,
