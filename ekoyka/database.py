@@ -290,7 +290,7 @@ class Database:
                 if ending == "COMMIT":
                     self.notices.add(session.info.get(NOTICES, {}))
             except BaseException:
-                await _roll_back(driver)
+                await self._roll_back(driver)
                 raise
             finally:
                 self.silence.ends(driver)
@@ -327,16 +327,30 @@ class Database:
                 try:
                     return session, driver, await driver.execute(opening)
                 except (*_GONE, asyncpg.InterfaceError):
-                    driver.terminate()
+                    self.silence.abandon(driver)
                     self.silence.ends(driver)
                     if not left:
                         raise
                 await session.invalidate()
             except BaseException:
-                self.silence.ends(driver)
+                if driver is not None:
+                    # Closed at once: to be closed in order it would have to answer first.
+                    self.silence.abandon(driver)
+                    self.silence.ends(driver)
                 await session.invalidate()
                 raise
         raise AssertionError("unreachable")
+
+    async def _roll_back(self, driver: _Driver) -> None:
+        """The transaction is undone; a connection that cannot say so in time is closed, which undoes it too."""
+        try:
+            if driver.is_in_transaction():
+                async with asyncio.timeout(_ROLL_BACK_S):
+                    await driver.execute("ROLLBACK")
+        except BaseException as error:
+            self.silence.abandon(driver)
+            if not isinstance(error, Exception):
+                raise
 
     async def fetch_value(self, sql: str, *arguments: Any) -> Any:
         """The single value of a read that is one statement. Raises `DatabaseUnavailable` as `transaction`."""
@@ -438,18 +452,6 @@ async def _end(driver: _Driver, ending: str) -> str:
         if ending == "COMMIT" and getattr(error, "severity_en", None) != "ERROR":
             raise OutcomeUnknown from error
         raise
-
-
-async def _roll_back(driver: _Driver) -> None:
-    """The transaction is undone; a connection that cannot say so in time is closed, which undoes it too."""
-    try:
-        if driver.is_in_transaction():
-            async with asyncio.timeout(_ROLL_BACK_S):
-                await driver.execute("ROLLBACK")
-    except BaseException as error:
-        driver.terminate()
-        if not isinstance(error, Exception):
-            raise
 
 
 def _is_outage(error: DBAPIError | asyncpg.InterfaceError) -> bool:

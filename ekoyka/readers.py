@@ -64,7 +64,7 @@ class Readers:
                 self._idle.append(connection)
                 raise
             except BaseException:
-                connection.terminate()
+                self._silence.abandon(connection)
                 raise
             self._idle.append(connection)
             return value

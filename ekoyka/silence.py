@@ -31,10 +31,12 @@ SELECT pg_backend_pid() = $2 AS by_number, ARRAY(
         SELECT FROM pg_stat_activity a WHERE a.pid = asked
         AND (a.state = 'active' OR a.state_change > clock_timestamp() - interval '1 s'))) AS idle
 """
-_END = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE pid = ANY($1::int[]) AND usename = session_user AND application_name LIKE 'ekoyka %'"
-)
+# A process that began since then has only got the number of one that is gone.
+_END = """
+SELECT pg_terminate_backend(a.pid) FROM unnest($1::int[], $2::float8[]) gone (pid, ago)
+JOIN pg_stat_activity a ON a.pid = gone.pid AND a.backend_start < clock_timestamp() - make_interval(secs => ago)
+WHERE pg_backend_pid() = $3 AND a.usename = session_user AND a.application_name LIKE 'ekoyka %'
+"""
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -45,22 +47,29 @@ class Silence:
     def __init__(self) -> None:
         self._known: WeakSet[Driver] = WeakSet()
         self._at_work: dict[Driver, float] = {}
+        # What PostgreSQL may not have heard: whom it works for no more, by its process's number, and since when.
+        self._abandoned: dict[int, float] = {}
 
     def begins(self, driver: Driver) -> None:
         """The connection is about to be asked something."""
         self._known.add(driver)
         self._at_work[driver] = asyncio.get_running_loop().time()
 
-    def ends(self, driver: Driver | None) -> None:
+    def ends(self, driver: Driver) -> None:
         """Nobody waits for the connection any more."""
-        if driver is not None:
-            self._at_work.pop(driver, None)
+        self._at_work.pop(driver, None)
+
+    def abandon(self, driver: Driver) -> None:
+        """The connection is closed amid its work; should PostgreSQL not hear of it, it is told on another one."""
+        if not driver.is_closed():
+            self._abandoned[driver.get_server_pid()] = asyncio.get_running_loop().time()
+            driver.terminate()
 
     def distrust(self) -> None:
         """Connections that nobody uses right now are closed: they were there when another one fell silent."""
         for driver in list(self._known):
             if driver not in self._at_work:
-                driver.terminate()
+                self.abandon(driver)
                 self._known.discard(driver)
 
     async def listen(self, asking: Driver) -> None:
@@ -68,6 +77,7 @@ class Silence:
 
         Raises `TimeoutError` where it is one itself.
         """
+        await self._end_abandoned(asking)
         suspects = self._waiting()
         if not suspects:
             return
@@ -75,13 +85,24 @@ class Silence:
         if idle:
             await asyncio.sleep(_MOMENT_S)
             idle = await _idle(asking, idle & self._waiting().keys())
-        silent = {pid: driver for pid, driver in self._waiting().items() if pid in idle}
+        silent = [driver for pid, driver in self._waiting().items() if pid in idle]
         if silent:
             log.warning("connections_silent", count=len(silent))
-            for driver in silent.values():
-                driver.terminate()
+            for driver in silent:
+                self.abandon(driver)
             self.distrust()
-            await asking.fetch(_END, list(silent), timeout=PATIENCE_S)
+            await self._end_abandoned(asking)
+
+    async def _end_abandoned(self, asking: Driver) -> None:
+        """What they have locked is free."""
+        if not self._abandoned:
+            return
+        now, told = asyncio.get_running_loop().time(), dict(self._abandoned)
+        ago = [now - since for since in told.values()]
+        await asking.fetch(_END, list(told), ago, asking.get_server_pid(), timeout=PATIENCE_S)
+        for pid, since in told.items():
+            if self._abandoned.get(pid) == since:
+                del self._abandoned[pid]
 
     def _waiting(self) -> dict[int, Driver]:
         """Who has waited for so long that something may be wrong, by the number of PostgreSQL's process."""

@@ -101,6 +101,7 @@ async def deployed(folder: Path, disk: Path) -> AsyncIterator[Deployment]:
     """All of it runs, with an empty ward; nothing of it is left afterwards. ``disk`` holds PostgreSQL's data."""
     postgres = Postgres(disk / "data")
     async with AsyncExitStack() as stack:
+        stack.callback(postgres.keep_log, folder / "postgres.log")
         stack.push_async_callback(postgres.stop)
         await postgres.start()
         wires = [await stack.enter_async_context(Wire.laid(postgres.socket)) for _ in range(SERVERS)]

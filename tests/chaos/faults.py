@@ -144,16 +144,18 @@ async def restart_postgresql(here: Deployment, chance: random.Random) -> None:
     await here.start_postgres()
 
 
-async def _answers(here: Deployment) -> None:
+async def _answers(here: Deployment, patience_s: float = 60) -> None:
     """PostgreSQL takes connections again."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                async with here.aside() as connection:
-                    await connection.fetchval("SELECT 1")
-                    return
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await asyncio.sleep(0.05)
+
+    async def does() -> bool:
+        try:
+            async with here.aside() as connection:
+                return bool(await connection.fetchval("SELECT true"))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+
+    if not await until(does, patience_s):
+        raise TimeoutError("PostgreSQL does not answer")
 
 
 # Connections
@@ -277,7 +279,12 @@ async def fill_the_disk_of_the_log(here: Deployment, chance: random.Random) -> N
 
 
 async def _revived(here: Deployment) -> None:
-    """Where PostgreSQL has given up altogether, whoever looks after it starts it again."""
-    if not here.postgres.runs():
-        await here.start_postgres()
-    await _answers(here)
+    """PostgreSQL answers again. Where it has given up, whoever looks after it starts it again; so too where it hangs,
+    as PostgreSQL 18 does now and then when a recovery fails."""
+    try:
+        if here.postgres.runs():
+            await _answers(here, 10)
+            return
+    except TimeoutError:
+        here.postgres.kill()
+    await here.start_postgres()

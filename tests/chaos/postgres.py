@@ -88,6 +88,11 @@ class Postgres:
         """PostgreSQL does not trust what the killed process has left, and starts anew by itself."""
         _kill(pid)
 
+    def keep_log(self, path: Path) -> None:
+        """What it has said since it was last started, and before, stands there."""
+        logs = [self.folder / name for name in ("postgres.log.1", "postgres.log")]
+        path.write_bytes(b"".join(log.read_bytes() for log in logs if log.exists()))
+
     async def ended(self) -> None:
         """None of its processes is there any more."""
         assert await until(lambda: not self.runs(), 60), "PostgreSQL does not stop"

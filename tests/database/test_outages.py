@@ -253,18 +253,19 @@ async def test_a_slow_statement_is_not_taken_for_a_silent_connection(
         assert await name_of(far) == "Второй"
 
 
+async def give_up(wire: Wire, far: Database) -> None:
+    """A change whose connection is lost, by somebody who does not wait long."""
+    async with asyncio.timeout(0.5), far.transaction() as session:
+        await RENAME.rows(session, name="Второй")
+        wire.lose()
+        await RENAME.rows(session, name="Третий")
+
+
 async def test_to_undo_a_transaction_on_a_silent_connection_takes_no_longer_than_a_moment(
     settings: Settings, make: Factory
 ) -> None:
     """Whoever gives up waiting is not made to wait for the undoing."""
     await make.dispensary(name="Первый")
-
-    async def give_up(wire: Wire, far: Database) -> None:
-        async with asyncio.timeout(0.5), far.transaction() as session:
-            await RENAME.rows(session, name="Второй")
-            wire.lose()
-            await RENAME.rows(session, name="Третий")
-
     async with through(settings) as (wire, far):
         async with asyncio.timeout(10):
             with pytest.raises(TimeoutError):
@@ -272,3 +273,17 @@ async def test_to_undo_a_transaction_on_a_silent_connection_takes_no_longer_than
         assert far.pool_use["write"][0] == 0
         wire.cut()
         assert await name_of(far) == "Первый"
+
+
+async def test_what_was_given_up_on_a_silent_connection_holds_no_lock_for_long(
+    settings: Settings, database: Database, make: Factory
+) -> None:
+    await make.dispensary(name="Первый")
+    async with through(settings) as (wire, far), listening(far):
+        with pytest.raises(TimeoutError):
+            await give_up(wire, far)
+        # PostgreSQL, which nobody has told that its client is gone, would keep it for half a minute.
+        async with asyncio.timeout(10), database.transaction() as session:
+            await RENAME.rows(session, name="Четвёртый")
+
+    assert await name_of(database) == "Четвёртый"
