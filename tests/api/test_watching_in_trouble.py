@@ -80,7 +80,7 @@ async def test_an_outage_of_the_database_delays_events_and_loses_none(
 
 
 async def test_what_happens_while_the_feed_is_cut_again_and_again_is_told_in_order_and_once(
-    database: Database, settings: Settings, make: Factory
+    database: Database, owned: Database, settings: Settings, make: Factory
 ) -> None:
     """The present state, which comes after a cut, jumps over nothing."""
     place = await make.dispensary()
@@ -91,7 +91,7 @@ async def test_what_happens_while_the_feed_is_cut_again_and_again_is_told_in_ord
         told: list[int] = []
         snapshots: list[tuple[int, int]] = []
         while len(snapshots) < cuts:
-            await database.fetch(
+            await owned.fetch(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                 "AND application_name = 'ekoyka feed'"
             )
