@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 
-from benchmarks import changes, documents, reaches, reads, subscribers
+from benchmarks import changes, documents, reaches, reads, signins, subscribers
 from benchmarks.environment import (
     DATA,
     Environment,
@@ -43,6 +43,7 @@ def main() -> int:
         found += _guards(where, kinds()[reaches.OURS])
         found += _changes(where, kinds(), node=node)
         found += _watching(where, node=node)
+        found += _signing_in(where)
         found += _growth(where)
         found += _documents()
     print()
@@ -145,6 +146,18 @@ def _watching(where: Environment, *, node: bool) -> list[reaches.Reach]:
     bare, ours = asyncio.run(subscribers.weigh(url, 1000))
     print(f"an idle WebSocket takes {bare / 1024:.1f} KiB, an idle subscriber {ours / 1024:.1f} KiB")
     return reaches.of_watching(delivery, bare, ours)
+
+
+def _signing_in(where: Environment) -> list[reaches.Reach]:
+    """What a hundred sign-ins at once cost everybody else."""
+    url = where.database(1)
+    print()
+    with ExitStack() as stack:
+        server = _start(stack, kinds()[reaches.OURS], url)
+        found = signins.compare(server.port, url, rounds=1 if QUICK else 3)
+    for name, waits in found.items():
+        print(f"{name}: {waits}")
+    return reaches.of_sign_ins(found[signins.BESIDE].percentile_s(0.99))
 
 
 def _growth(where: Environment) -> list[reaches.Reach]:

@@ -128,6 +128,11 @@ def of_watching(delivery: Delivery, bare_bytes: float, our_bytes: float) -> list
     ]
 
 
+def of_sign_ins(p99_s: float) -> list[Reach]:
+    """The reach of what others notice of sign-ins."""
+    return [Reach("p99 of other queries beside 100 sign-ins at once", p99_s * 1e3, 150, False, "ms")]
+
+
 def of_changes(rates: Mapping[str, float]) -> list[Reach]:
     """The reaches of check-ins, from rates by server."""
     ours = rates[OURS]
