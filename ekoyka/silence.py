@@ -24,18 +24,19 @@ SUSPICIOUS_S = 1.0
 _MOMENT_S = 1.0
 # Nor is the connection waited for longer that is asked about the others.
 PATIENCE_S = 1.5
-# The first column guards against what gives connections numbers of its own, as poolers do.
+# The first column guards against what gives connections numbers of its own, as poolers do. Of what may not be seen
+# nothing is believed.
 _IDLE = """
 SELECT pg_backend_pid() = $2 AS by_number, ARRAY(
     SELECT asked FROM unnest($1::int[]) asked WHERE NOT EXISTS (
         SELECT FROM pg_stat_activity a WHERE a.pid = asked
-        AND (a.state = 'active' OR a.state_change > clock_timestamp() - interval '1 s'))) AS idle
+        AND (a.state LIKE 'idle%' AND a.state_change < clock_timestamp() - interval '1 s') IS NOT TRUE)) AS idle
 """
 # A process that began since then has only got the number of one that is gone.
 _END = """
 SELECT pg_terminate_backend(a.pid) FROM unnest($1::int[], $2::float8[]) gone (pid, ago)
 JOIN pg_stat_activity a ON a.pid = gone.pid AND a.backend_start < clock_timestamp() - make_interval(secs => ago)
-WHERE pg_backend_pid() = $3 AND a.usename = session_user AND a.application_name LIKE 'ekoyka %'
+WHERE pg_backend_pid() = $3 AND pg_has_role(a.usename, 'USAGE') AND a.application_name LIKE 'ekoyka %'
 """
 
 Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
