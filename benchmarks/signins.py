@@ -26,7 +26,7 @@ from benchmarks.servers import kinds, running
 PASSWORD = "a horse for the benchmark"
 AT_ONCE = 100
 ALONE, BESIDE = "nobody signs in", f"{AT_ONCE} sign in at once"
-_LINES, _EVERY_S = 8, 0.04
+_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,16 @@ async def accounts(url: str, *, rounds: int) -> list[str]:
     return emails
 
 
-async def measure(port: int, queries: Sequence[bytes], emails: Sequence[str], *, least_s: float = 3) -> Waits:
-    """The queries are sent at a fixed rate while all of these sign in at once; for so long at least."""
+async def measure(
+    port: int, queries: Sequence[bytes], emails: Sequence[str], *, rate: float = 200, least_s: float = 3
+) -> Waits:
+    """So many queries a second are sent while all of these sign in at once; for so long at least."""
     waits: list[float] = []
     over = asyncio.Event()
-    lines = [asyncio.create_task(_line(port, queries, number, waits, over)) for number in range(_LINES)]
+    lines = [
+        asyncio.create_task(_line(port, queries, number, _LINES / rate, waits, over))
+        for number in range(_LINES)
+    ]
     await asyncio.sleep(0.5)
     waits.clear()
     began = perf_counter()
@@ -88,10 +93,15 @@ async def measure(port: int, queries: Sequence[bytes], emails: Sequence[str], *,
 
 
 async def _line(
-    port: int, queries: Sequence[bytes], number: int, waits: list[float], over: asyncio.Event
+    port: int,
+    queries: Sequence[bytes],
+    number: int,
+    every_s: float,
+    waits: list[float],
+    over: asyncio.Event,
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    due = perf_counter() + number * _EVERY_S / _LINES
+    due = perf_counter() + number * every_s / _LINES
     turn = number
     while not over.is_set():
         await asyncio.sleep(max(0.0, due - perf_counter()))
@@ -100,7 +110,7 @@ async def _line(
         waits.append(perf_counter() - due)
         if status != 200:
             raise load.BadAnswer(f"a query was answered with {status}")
-        due += _EVERY_S
+        due += every_s
         turn += 1
     writer.close()
 

@@ -32,8 +32,8 @@ from ekoyka.settings import Mode, Settings
 
 _LONGEST_TOKEN = 8192
 TOKENS_KEPT = 10_000
-# Of the threads that hash: beside a busy thread of the usual priority such a one gets a tenth of a core.
-NICENESS = 10
+# Of the threads that hash, the lowest priority there is: beside a busy thread such a one gets a sixtieth of a core.
+NICENESS = 19
 _ALGORITHM = "HS256"
 _Result = TypeVar("_Result")
 
@@ -230,10 +230,9 @@ def _cores() -> int:
 
 
 def _give_way() -> None:
-    """The thread has a core where nothing else wants it; a server without spare ones would stand still for bcrypt.
+    """The thread has a core where nothing else of the server wants it; else bcrypt would hold it for whole seconds.
 
-    Not the lowest priority: while the thread hands its result over it holds the interpreter, for which the event
-    loop would wait.
+    It holds the interpreter for no more than microseconds a hash, so that nothing waits for who must wait itself.
     """
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

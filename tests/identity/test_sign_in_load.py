@@ -9,6 +9,8 @@ from tests.feed import token
 from tests.servers import running
 
 ROUNDS = 5
+# A second: what a busy network asks, and no more than a machine with other things to do can answer.
+RATE = 50
 
 
 async def test_with_a_hundred_sign_ins_at_once_other_queries_are_answered_in_time(
@@ -29,8 +31,8 @@ async def test_with_a_hundred_sign_ins_at_once_other_queries_are_answered_in_tim
         found = []
         for _ in range(ROUNDS):
             emails = await signins.accounts(settings.database_url.get_secret_value(), rounds=12)
-            alone = await signins.measure(server.port, [request], [])
-            beside = await signins.measure(server.port, [request], emails)
+            alone = await signins.measure(server.port, [request], [], rate=RATE)
+            beside = await signins.measure(server.port, [request], emails, rate=RATE)
             # On a machine that has too much to do, some are told to come back.
             assert set(beside.statuses) <= {200, 429, 503}
             found.append(f"{alone} | {beside}")
