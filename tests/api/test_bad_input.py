@@ -206,7 +206,7 @@ QUERY = b'{"query": "{ me { id } }"'
         (QUERY + b', "variables": {"n": NaN}}', {}, 400),
         (QUERY + b', "variables": "\xff"}', {}, 400),
         (QUERY + b', "variables": "\\ud800"}', {}, 400),
-        (QUERY + b', "operationName": "' + b"x" * 60_000 + b'"}', {}, 400),
+        (QUERY + b', "operationName": "' + b"x" * 60_000 + b'"}', {}, 200),
         (QUERY.replace(b"id", b"\\ud800"), {}, 400),
         (b"\xef\xbb\xbf" + QUERY + b"}", {}, 400),
         ("{}".encode("utf-16"), {}, 400),

@@ -196,10 +196,10 @@ async def test_whoever_is_not_permitted_is_told_so_by_the_status(client: Client,
 
 @pytest.mark.parametrize("accept", BOTH)
 async def test_what_has_data_is_200_with_or_without_errors(
-    client: Client, make: Factory, accept: str
+    client: Client, owned: Database, make: Factory, accept: str
 ) -> None:
     place, boss = await make.dispensary(), await make.actor(superadmin=True)
-    await client.services.database.fetch("ALTER TABLE bed RENAME COLUMN profile TO hidden")
+    await owned.fetch("ALTER TABLE bed RENAME COLUMN profile TO hidden")
     query = f'{{ dispensary(id: "{gid("Dispensary", place)}") {{ name }} beds {{ edges {{ node {{ profile }} }} }} }}'
 
     partial = await post(client, {"query": "{ me { name } }"}, client.token(boss), accept=accept)

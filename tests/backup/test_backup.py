@@ -25,7 +25,7 @@ from ekoyka.inpatient.tables import Outcome
 from ekoyka.programs import ProgramFailed, Programs, find_programs
 from ekoyka.settings import Settings
 from tests.client import gid
-from tests.conftest import address_of, administer
+from tests.conftest import address_of, administer, dropped
 from tests.factories import Factory
 from tests.feed import token
 from tests.filled import fill
@@ -43,7 +43,7 @@ async def empty(settings: Settings) -> AsyncIterator[Settings]:
         "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
     )
     yield settings.model_copy(update={"database_url": SecretStr(address_of(name))})
-    await administer(f"DROP DATABASE {name} WITH (FORCE)")
+    await dropped(name)
 
 
 def url_of(settings: Settings) -> str:

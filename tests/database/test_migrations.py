@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from ekoyka import migrate
 from ekoyka.database import WARD_ROLE, Database
 from ekoyka.settings import Settings
-from tests.conftest import address_of, administer
+from tests.conftest import address_of, administer, dropped
 from tests.filled import fill
 
 # All of the schema that PostgreSQL can tell, a line each; the order of columns is nobody's business.
@@ -140,4 +140,5 @@ async def test_every_migration_goes_down_and_up_on_a_filled_database_and_keeps_w
         await to(names[head], settings, "head")
         assert await structure(names[head]) == newest
     finally:
-        await administer(*(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in names.values()))
+        for name in names.values():
+            await dropped(name)

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from ekoyka import migrate
 from ekoyka.database import Database
 from ekoyka.settings import Settings
-from tests.conftest import address_of, administer
+from tests.conftest import address_of, administer, dropped
 from tests.servers import ready, start
 
 REPLICAS = 8
@@ -33,7 +33,7 @@ async def empty() -> AsyncIterator[str]:
         "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
     )
     yield address_of(name)
-    await administer(f"DROP DATABASE {name} WITH (FORCE)")
+    await dropped(name)
 
 
 async def test_of_eight_replicas_that_start_at_once_one_migrates_and_all_get_ready(

@@ -16,7 +16,7 @@ from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
 from ekoyka.settings import Settings
 from tests.client import Client, gid
-from tests.conftest import address_of, administer
+from tests.conftest import address_of, administer, dropped
 from tests.invariants import broken_invariants
 
 NOW = datetime(2026, 3, 9, tzinfo=UTC)
@@ -52,7 +52,7 @@ async def another(template: str, settings: Settings) -> AsyncIterator[Database]:
         async with Database(address_of(name), settings, role=WARD_ROLE) as database:
             yield database
     finally:
-        await administer(f"DROP DATABASE {name} WITH (FORCE)")
+        await dropped(name)
 
 
 def silent(_: str) -> None:

@@ -17,7 +17,7 @@ from ekoyka.graph.text import unmarked
 from ekoyka.identity.actors import Actor
 from ekoyka.settings import Settings
 from tests.client import Client, context, serving
-from tests.conftest import address_of, administer
+from tests.conftest import address_of, administer, dropped
 
 LARGE = ("stay", "bed_assignment", "patient")
 ACTORS = {
@@ -40,7 +40,7 @@ def network() -> Iterator[str]:
 
     asyncio.run(build())
     yield address_of(name)
-    asyncio.run(administer(f"DROP DATABASE {name} WITH (FORCE)"))
+    asyncio.run(dropped(name))
 
 
 @pytest.fixture
