@@ -65,13 +65,13 @@ async def administer(*statements: str) -> None:
 
 async def dropped(name: str) -> None:
     """The database is gone; PostgreSQL's own vacuum, which no login may end, is waited for."""
-    for left in range(100, -1, -1):
-        try:
-            return await administer(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        except asyncpg.InsufficientPrivilegeError:
-            if not left:
-                raise
-            await asyncio.sleep(0.1)
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await administer(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+                break
+            except asyncpg.InsufficientPrivilegeError:
+                await asyncio.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

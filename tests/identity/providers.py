@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import parse_qsl, urljoin
 
 import httpx
 import pytest
@@ -137,8 +137,7 @@ class Liar:
             case "/keys":
                 answer = JSONResponse(self.keys)
             case _:
-                async with request.form() as form:
-                    self.asked.append({name: str(value) for name, value in form.items()})
+                self.asked.append(dict(parse_qsl((await request.body()).decode())))
                 answer = Response(self.token[1], self.token[0], media_type="application/json")
         await answer(scope, receive, send)
 
