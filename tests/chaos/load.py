@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +18,7 @@ from tests.chaos.history import RETRYABLE, History, Outcome, Request, now
 PATIENCE_S = 20.0
 # A real client's: it tries again soon, then less soon, and gives up at last.
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 3.0)
-_DISPATCHED = {
+_SELECTIONS = {
     "stayCheckIn": "StayCheckInInput ... on Stay { id version }",
     "stayTransfer": "StayTransferInput ... on Stay { id version } ... on VersionConflict { currentVersion }",
     "stayCheckOut": "StayCheckOutInput ... on Stay { id version } ... on VersionConflict { currentVersion }",
@@ -31,7 +30,7 @@ _DISPATCHED = {
 DOCUMENTS = {
     name: f"mutation ($input: {text.partition(' ')[0]}!) {{ {name}(input: $input) "
     f"{{ __typename {text.partition(' ')[2]} ... on Refusal {{ code }} }} }}"
-    for name, text in _DISPATCHED.items()
+    for name, text in _SELECTIONS.items()
 }
 DOCUMENTS["bed"] = """query ($id: ID!) { bed(id: $id) { id status currentReservation { id }
   currentAssignment { stay { id version } } } }"""
@@ -208,6 +207,3 @@ class Probe:
             for good in self._good.values()
         ]
         return None if None in firsts else max(first for first in firsts if first is not None) - instant
-
-
-Work = Callable[[], Awaitable[None]]
