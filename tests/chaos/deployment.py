@@ -61,10 +61,8 @@ class Deployment:
 
     async def start_server(self, number: int) -> None:
         """The server's process is there; on the port it had, if it had one."""
-        port = self.servers[number].port if number < len(self.servers) else None
-        server = await servers.start(
-            self.settings(number), log=self.log(number), **ENVIRONMENT, EKOYKA_PORT=str(port)
-        )
+        again = {"EKOYKA_PORT": str(self.servers[number].port)} if number < len(self.servers) else {}
+        server = await servers.start(self.settings(number), log=self.log(number), **ENVIRONMENT, **again)
         self.servers[number:] = [server, *self.servers[number + 1 :]]
 
     async def kill_server(self, number: int) -> None:
