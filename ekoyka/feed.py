@@ -215,6 +215,9 @@ class Feed:
 
     async def _look(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """What whoever committed it could not tell, having died, is heard of here."""
+        if not self._rings:  # and before the first migration there is nothing to look at
+            await connection.execute("SELECT", timeout=self._patience_s)
+            return
         for row in await connection.fetch(
             "SELECT topic, last_cursor FROM feed_topic WHERE topic = ANY($1::text[])",
             list(self._rings),

@@ -19,8 +19,8 @@ STATEMENTS = {
     "bedClose": 4,
     "bedSetServiceState": 4,
     # Rare; they go through the tables' classes.
-    "stayUpdate": 5,
-    "stayCorrect": 13,
+    "stayUpdate": 6,
+    "stayCorrect": 14,
     "bedUpdate": 4,
     "roomUpdate": 4,
     "bedArchive": 8,
