@@ -57,6 +57,8 @@ async def test_of_eight_replicas_that_start_at_once_one_migrates_and_all_get_rea
 
     migrated = [item for lines in said for item in lines if item["event"] == "migrated"]
     assert [(item["before"], item["after"]) for item in migrated] == [(None, migrate.head())]
+    # A listener that a busy machine keeps waiting is cut, and tries again.
+    said = [[item for item in lines if item["event"] != "feed_cut"] for lines in said]
     assert not [item for lines in said for item in lines if item["level"] in ("warning", "error")]
     assert codes == [0] * REPLICAS
     async with Database(empty, settings, pooled=False) as database:
