@@ -157,7 +157,11 @@ def mutation(
 
         async def answer(run: Run, response_key: str, input: Any) -> Payload:
             type_name, marked = await attempt(run, response_key, input)
-            return type_name, await run.noted(name, marked)
+            try:
+                return type_name, await run.noted(name, marked)
+            except DatabaseUnavailable as error:
+                # It is committed, and what it shows cannot be written down.
+                raise OutcomeUnknown from error
 
         async def attempt(run: Run, response_key: str, input: Any) -> Payload:
             try:
