@@ -19,8 +19,8 @@ from starlette.types import Scope
 from ekoyka.identity.sessions import Origin
 from ekoyka.settings import Network, ProxyHeader, Settings
 
-# Longer chains of proxies are nobody's.
-_MOST_HOPS = 20
+# Longer chains of proxies are nobody's, and longer texts are no address: what was read is kept.
+_MOST_HOPS, _LONGEST = 20, 60
 # An address with or without a port; of IPv6 in brackets where there is one (RFC 7239, 6).
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::\d{1,5})?|([0-9A-Fa-f:.]+)")
 _FOR = re.compile(r"(?:^|;)\s*for\s*=\s*(\"[^\"]*\"|[^;\"\s]*)\s*(?=;|$)", re.IGNORECASE)
@@ -38,7 +38,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _node(text: str) -> IPv4Address | IPv6Address | None:
-    found = _NODE.fullmatch(text)
+    found = _NODE.fullmatch(text) if len(text) <= _LONGEST else None
     return _address(next(part for part in found.groups() if part is not None)) if found else None
 
 

@@ -11,6 +11,7 @@ import pytest
 from httpx_ws import aconnect_ws
 from pydantic import ValidationError
 
+from ekoyka.api import clients
 from ekoyka.api.clients import Proxies
 from ekoyka.database import Database
 from ekoyka.settings import Settings
@@ -66,6 +67,7 @@ def seen(
         ("fe80::1%eth0", "10.0.0.1"),
         ("١٩٢.٠.٢.١", "10.0.0.1"),
         ("localhost", "10.0.0.1"),
+        ("1" * 60_000, "10.0.0.1"),
         ("10.0.0.2, " * 5000 + "10.0.0.2", "10.0.0.2"),
     ],
 )
@@ -103,6 +105,15 @@ def test_a_client_that_is_no_trusted_proxy_is_what_its_connection_says() -> None
     assert seen("::ffff:10.0.0.1", "203.0.113.9") == "203.0.113.9"
     assert seen(None, "203.0.113.9") is None
     assert seen("10.0.0.1", "203.0.113.9", proxies="") == "10.0.0.1"
+
+
+def test_nothing_long_that_is_sent_is_kept() -> None:
+    before = clients._address.cache_info().currsize
+    for number in range(50):
+        seen("10.0.0.1", f"{number}" + "1" * 10_000)
+        seen("10.0.0.1", f"for={number}" + "1" * 10_000, header="forwarded")
+
+    assert clients._address.cache_info().currsize <= before + 1
 
 
 @pytest.mark.parametrize("networks", ["*", "10.0.0.1/8", "proxy.example.org", "10.0.0.0/8;192.0.2.1"])
