@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from ekoyka.database import ACTOR, NETWORK, WARD_ROLE
 from ekoyka.graph.ids import decode
 from tests.chaos.deployment import SERVERS, Deployment
 from tests.chaos.history import until
@@ -72,9 +73,11 @@ async def kill_amid_lapsing(here: Deployment, chance: random.Random) -> None:
     """Their job, in one transaction, has ended reservations and told nobody yet: a trigger keeps it there."""
     async with here.aside() as connection:
         await connection.execute(_LINGER)
-        for place in here.places:
-            for bed in place.probes:
-                await connection.execute(_DUE, decode(bed)[1])
+        async with connection.transaction():
+            await connection.execute(_AS_WARD)
+            for place in here.places:
+                for bed in place.probes:
+                    await connection.execute(_DUE, decode(bed)[1])
         assert await until(lambda: _lapsing(connection), 10), "nobody lets reservations lapse"
         await asyncio.gather(*(here.kill_server(number) for number in range(SERVERS)))
         # PostgreSQL would notice when the trigger has waited, and undo it then.
@@ -89,6 +92,7 @@ CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_s
 CREATE TRIGGER linger AFTER UPDATE ON reservation FOR EACH ROW WHEN (NEW.outcome = 'LAPSED')
     EXECUTE FUNCTION linger();
 """
+_AS_WARD = f"SET LOCAL ROLE {WARD_ROLE}; SET LOCAL {ACTOR} = '{NETWORK}'"
 # Reservations that have run out already, of beds that nobody else reserves.
 _DUE = """
 INSERT INTO reservation (bed_id, dispensary_id, reserved_at, until)
