@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from typing import TypeAlias
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import asyncpg
 import structlog
@@ -46,14 +46,15 @@ class Silence:
     """One process's connections, and since when each of those at work has been."""
 
     def __init__(self) -> None:
-        self._known: WeakSet[Driver] = WeakSet()
+        # By the number of PostgreSQL's process, which one that is closed does not tell any more.
+        self._known: WeakKeyDictionary[Driver, int] = WeakKeyDictionary()
         self._at_work: dict[Driver, float] = {}
         # What PostgreSQL may not have heard: whom it works for no more, by its process's number, and since when.
         self._abandoned: dict[int, float] = {}
 
     def begins(self, driver: Driver) -> None:
         """The connection is about to be asked something."""
-        self._known.add(driver)
+        self._known[driver] = driver.get_server_pid()
         self._at_work[driver] = asyncio.get_running_loop().time()
 
     def ends(self, driver: Driver) -> None:
@@ -61,17 +62,21 @@ class Silence:
         self._at_work.pop(driver, None)
 
     def abandon(self, driver: Driver) -> None:
-        """The connection is closed amid its work; should PostgreSQL not hear of it, it is told on another one."""
+        """The connection is closed amid its work; should PostgreSQL not hear of it, it is told on another one.
+
+        So it is where somebody else has closed it: SQLAlchemy closes those that are given up while they work for it.
+        """
+        self._abandoned[self._known[driver]] = asyncio.get_running_loop().time()
         if not driver.is_closed():
-            self._abandoned[driver.get_server_pid()] = asyncio.get_running_loop().time()
             driver.terminate()
 
     def distrust(self) -> None:
         """Connections that nobody uses right now are closed: they were there when another one fell silent."""
         for driver in list(self._known):
             if driver not in self._at_work:
-                self.abandon(driver)
-                self._known.discard(driver)
+                if not driver.is_closed():
+                    self.abandon(driver)
+                self._known.pop(driver, None)
 
     async def listen(self, asking: Driver) -> None:
         """The connections that have fallen silent are ended, as this one says, which is none of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from ekoyka.database import Database, DatabaseUnavailable, OutcomeUnknown, Statement, connect
 from ekoyka.feed import Feed
@@ -253,12 +254,23 @@ async def test_a_slow_statement_is_not_taken_for_a_silent_connection(
         assert await name_of(far) == "Второй"
 
 
-async def give_up(wire: Wire, far: Database) -> None:
+async def by_the_driver(session: AsyncSession) -> None:
+    await RENAME.rows(session, name="Третий")
+
+
+async def by_sqlalchemy(session: AsyncSession) -> None:
+    """Which closes the connection itself when it is given up."""
+    await session.execute(text("UPDATE dispensary SET name = 'Третий'"))
+
+
+async def give_up(
+    wire: Wire, far: Database, change: Callable[[AsyncSession], Awaitable[None]] = by_the_driver
+) -> None:
     """A change whose connection is lost, by somebody who does not wait long."""
     async with asyncio.timeout(0.5), far.transaction() as session:
         await RENAME.rows(session, name="Второй")
         wire.lose()
-        await RENAME.rows(session, name="Третий")
+        await change(session)
 
 
 async def test_to_undo_a_transaction_on_a_silent_connection_takes_no_longer_than_a_moment(
@@ -275,13 +287,17 @@ async def test_to_undo_a_transaction_on_a_silent_connection_takes_no_longer_than
         assert await name_of(far) == "Первый"
 
 
+@pytest.mark.parametrize("change", [by_the_driver, by_sqlalchemy])
 async def test_what_was_given_up_on_a_silent_connection_holds_no_lock_for_long(
-    settings: Settings, database: Database, make: Factory
+    settings: Settings,
+    database: Database,
+    make: Factory,
+    change: Callable[[AsyncSession], Awaitable[None]],
 ) -> None:
     await make.dispensary(name="Первый")
     async with through(settings) as (wire, far), listening(far):
         with pytest.raises(TimeoutError):
-            await give_up(wire, far)
+            await give_up(wire, far, change)
         # PostgreSQL, which nobody has told that its client is gone, would keep it for half a minute.
         async with asyncio.timeout(10), database.transaction() as session:
             await RENAME.rows(session, name="Четвёртый")
