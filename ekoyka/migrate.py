@@ -204,10 +204,22 @@ async def downgrade(database: Database, revision: str) -> None:
         await connection.run_sync(run)
 
 
+# Rights are given after the last migration, all in one transaction.
+_IS_AT = f"""
+    SELECT version_num = $1 AND NOT EXISTS (
+        SELECT FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
+            AND has_table_privilege(to_regrole('{SERVER_ROLE}')::oid, c.oid, 'SELECT') IS NOT TRUE
+    )
+    FROM alembic_version
+"""
+
+
 async def at_head(database: Database) -> bool:
-    """Whether the schema is the one this code was written for."""
-    exists = await database.fetch_value("SELECT to_regclass('alembic_version') IS NOT NULL")
-    return bool(exists) and await database.fetch_value("SELECT version_num FROM alembic_version") == head()
+    """Whether the schema is the one this code was written for, and servers may use it."""
+    readable = await database.fetch_value(
+        "SELECT has_table_privilege(to_regclass('alembic_version')::oid, 'SELECT')"
+    )
+    return bool(readable and await database.fetch_value(_IS_AT, head()))
 
 
 async def drift(database: Database) -> list[object]:

@@ -16,7 +16,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from ekoyka import migrate
-from ekoyka.database import Database
+from ekoyka.database import SERVER_ROLE, Database
 from ekoyka.settings import Settings
 from tests.conftest import address_of, administer, dropped
 from tests.servers import ready, start
@@ -81,6 +81,20 @@ async def test_who_waits_for_anothers_migration_may_wait_longer_than_a_statement
         await migrating.close()
 
 
+async def test_who_was_killed_before_servers_were_given_their_rights_gives_them_the_next_time(
+    empty: str,
+) -> None:
+    async with Database(empty, Settings(database_url=empty), pooled=False) as database:
+        await migrate.upgrade(database)
+        await database.fetch(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {SERVER_ROLE}")
+        assert not await migrate.at_head(database)
+
+        await migrate.upgrade(database)
+
+        assert await migrate.at_head(database)
+        assert await database.fetch_value(f"SELECT has_table_privilege('{SERVER_ROLE}', 'bed', 'UPDATE')")
+
+
 async def _killed_in_the_middle(
     address: str, revision: str | None, blocker: asyncpg.Connection[asyncpg.Record]
 ) -> None:
@@ -133,6 +147,7 @@ async def test_a_migration_killed_in_the_middle_leaves_nothing_and_runs_clean_th
             assert await blocker.fetchval("SELECT version_num FROM alembic_version") == revision
             assert await _tables(blocker) == before
         async with Database(empty, settings, pooled=False) as database:
+            await migrate.upgrade(database)
             assert await migrate.at_head(database)
             assert await migrate.drift(database) == []
     finally:
