@@ -22,6 +22,9 @@ SUSPICIOUS_S = 1.0
 # PostgreSQL has had nothing to do for a second, and has not after this long either: whoever was only held up, here or
 # there, by too much work, has said something in the meantime.
 _MOMENT_S = 1.0
+# Where some have fallen silent, others have with them, and less is needed to tell. Those that waited in PostgreSQL for
+# what the first had locked are found out one after the other.
+_SOON_S = 0.2
 # Nor is the connection waited for longer that is asked about the others.
 PATIENCE_S = 1.5
 # The first column guards against what gives connections numbers of its own, as poolers do. Of what may not be seen
@@ -29,8 +32,9 @@ PATIENCE_S = 1.5
 _IDLE = """
 SELECT pg_backend_pid() = $2 AS by_number, ARRAY(
     SELECT asked FROM unnest($1::int[]) asked WHERE NOT EXISTS (
-        SELECT FROM pg_stat_activity a WHERE a.pid = asked
-        AND (a.state LIKE 'idle%' AND a.state_change < clock_timestamp() - interval '1 s') IS NOT TRUE)) AS idle
+        SELECT FROM pg_stat_activity a WHERE a.pid = asked AND (
+            a.state LIKE 'idle%' AND a.state_change < clock_timestamp() - make_interval(secs => $3)
+        ) IS NOT TRUE)) AS idle
 """
 # A process that began since then has only got the number of one that is gone.
 _END = """
@@ -84,20 +88,27 @@ class Silence:
         Raises `TimeoutError` where it is one itself.
         """
         await self._end_abandoned(asking)
+        moment_s = _MOMENT_S
+        while await self._end_silent(asking, moment_s):
+            moment_s = _SOON_S
+            await asyncio.sleep(2 * moment_s)
+
+    async def _end_silent(self, asking: Driver, moment_s: float) -> bool:
+        """Those that have been silent for this long, and are for as long again, are ended; whether there were any."""
         suspects = self._waiting()
-        if not suspects:
-            return
-        idle = await _idle(asking, suspects)
+        idle = await _idle(asking, suspects, moment_s) if suspects else set()
         if idle:
-            await asyncio.sleep(_MOMENT_S)
-            idle = await _idle(asking, idle & self._waiting().keys())
+            await asyncio.sleep(moment_s)
+            idle = await _idle(asking, idle & self._waiting().keys(), moment_s)
         silent = [driver for pid, driver in self._waiting().items() if pid in idle]
-        if silent:
-            log.warning("connections_silent", count=len(silent))
-            for driver in silent:
-                self.abandon(driver)
-            self.distrust()
-            await self._end_abandoned(asking)
+        if not silent:
+            return False
+        log.warning("connections_silent", count=len(silent))
+        for driver in silent:
+            self.abandon(driver)
+        self.distrust()
+        await self._end_abandoned(asking)
+        return True
 
     async def _end_abandoned(self, asking: Driver) -> None:
         """What they have locked is free."""
@@ -120,7 +131,7 @@ class Silence:
         }
 
 
-async def _idle(asking: Driver, pids: Iterable[int]) -> set[int]:
-    """Those of PostgreSQL's processes that have nothing to do, or are not there."""
-    row = await asking.fetchrow(_IDLE, list(pids), asking.get_server_pid(), timeout=PATIENCE_S)
+async def _idle(asking: Driver, pids: Iterable[int], moment_s: float) -> set[int]:
+    """Those of PostgreSQL's processes that have had nothing to do for this long, or are not there."""
+    row = await asking.fetchrow(_IDLE, list(pids), asking.get_server_pid(), moment_s, timeout=PATIENCE_S)
     return set(row["idle"]) if row is not None and row["by_number"] else set()

@@ -22,6 +22,7 @@ from ekoyka.settings import Settings
 from tests.chaos.wire import Wire
 from tests.client import gid, serving
 from tests.factories import Factory
+from tests.feed import until
 
 RENAME = Statement("UPDATE dispensary SET name = :name RETURNING name")
 FAIL = Statement("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{}'; END $$")
@@ -215,6 +216,34 @@ async def test_connections_that_fall_silent_are_ended_on_both_sides_and_others_t
             await change(far, "Третий")
 
     assert [isinstance(end, DatabaseUnavailable) for end in ends] == [True, True], ends
+    assert await name_of(database) == "Третий"
+
+
+async def all_wait(database: Database, count: int) -> bool:
+    waiting = await database.fetch_value("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    return bool(waiting == count)
+
+
+async def test_those_that_wait_in_line_for_what_silent_ones_have_locked_are_found_out_one_after_the_other(
+    settings: Settings, database: Database, make: Factory
+) -> None:
+    """Each is given the lock when the one before is ended, and can tell nobody: a second or two for each are many."""
+    await make.dispensary(name="Первый")
+
+    async def change(far: Database) -> None:
+        async with far.transaction() as session:
+            await RENAME.rows(session, name="Второй")
+            await Statement("SELECT pg_sleep(0.5)").rows(session)
+
+    async with through(settings) as (wire, far), listening(far):
+        lost = [asyncio.create_task(change(far)) for _ in range(6)]
+        await until(lambda: all_wait(database, len(lost) - 1))
+        wire.lose()
+        async with asyncio.timeout(10), database.transaction() as session:
+            await RENAME.rows(session, name="Третий")
+        ends = await asyncio.gather(*lost, return_exceptions=True)
+
+    assert [type(end) for end in ends] == [DatabaseUnavailable] * len(lost)
     assert await name_of(database) == "Третий"
 
 
