@@ -18,6 +18,7 @@ import ekoyka.facilities.tables
 import ekoyka.feed
 import ekoyka.identity.tables
 import ekoyka.inpatient.tables
+import ekoyka.outpatient.tables
 import ekoyka.rates  # noqa: F401 -- each import adds its tables to the metadata
 from ekoyka.database import Database
 
