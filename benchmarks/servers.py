@@ -44,6 +44,7 @@ def kinds() -> dict[str, Kind]:
             "EKOYKA_TOKEN_KEYS": TOKEN_KEY,
             "EKOYKA_LOG_LEVEL": "WARNING",
             "EKOYKA_ACCESS_TOKEN_TTL_S": "3600",
+            "EKOYKA_WORKER_INSIDE": "false",
         },
     )
     found = [

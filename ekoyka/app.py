@@ -110,6 +110,8 @@ def create_app(settings: Settings) -> Starlette:
                 ),
                 asyncio.create_task(_every(600, lambda: rates.sweep(database)), name="sweep"),
             ]
+            if settings.worker_inside:
+                work.append(asyncio.create_task(_work(app, database, settings), name="worker"))
             try:
                 yield
             finally:
@@ -168,6 +170,15 @@ async def _prepare(app: Starlette, database: Database) -> None:
             app.state.prepared.set()
             log.info("database_ready", migration=migrate.head())
             return
+
+
+async def _work(app: Starlette, database: Database, settings: Settings) -> None:
+    """The worker's work is done in this process, once the database is ready."""
+    # Its libraries take 10 MiB, which a server beside workers of their own does without.
+    from ekoyka.worker import Worker
+
+    await app.state.prepared.wait()
+    await Worker(database, settings).run()
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

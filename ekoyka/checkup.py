@@ -125,7 +125,10 @@ async def _contents(database: Database) -> list[Finding]:
         "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
     )
     settings = database.settings
-    wanted = settings.workers * (settings.read_pool_size + settings.write_pool_size + 1)
+    # One listens to the feed; the worker has three.
+    wanted = settings.workers * (
+        settings.read_pool_size + settings.write_pool_size + 1 + 3 * settings.worker_inside
+    )
     return [
         Finding(
             admins > 0,

@@ -97,6 +97,11 @@ async def at_head(database: Database) -> bool:
     return bool(exists) and await database.fetch_value("SELECT version_num FROM alembic_version") == head()
 
 
+def is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """Whether a table is declared here: those of the worker's queue are procrastinate's."""
+    return kind != "table" or not (name or "").startswith("procrastinate_")
+
+
 async def drift(database: Database) -> list[object]:
     """What differs between the tables as declared and the schema as migrated; empty when nothing does."""
     from alembic.autogenerate import compare_metadata
@@ -104,5 +109,7 @@ async def drift(database: Database) -> list[object]:
 
     async with database.engine.connect() as connection:
         return await connection.run_sync(
-            lambda sync: list(compare_metadata(MigrationContext.configure(sync), METADATA))
+            lambda sync: list(
+                compare_metadata(MigrationContext.configure(sync, opts={"include_name": is_ours}), METADATA)
+            )
         )

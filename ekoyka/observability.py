@@ -109,7 +109,15 @@ def configure_logs(settings: Settings) -> None:
     level = max(logging.INFO, logging.getLevelName(settings.log_level))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # These would write addresses, statements or query texts.
-    for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "alembic"):
+    for noisy in (
+        "uvicorn.access",
+        "sqlalchemy",
+        "strawberry",
+        "asyncpg",
+        "alembic",
+        "procrastinate",
+        "psycopg",
+    ):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy != "alembic" else logging.WARNING)
 
 

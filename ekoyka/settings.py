@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         7 * 86400, ge=60, description="How long a feed's events can be asked again."
     )
     lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
+    worker_inside: bool = Field(
+        True, description="`ekoyka serve` does the work of `ekoyka worker`, too: for a small installation."
+    )
     subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
     feed_buffer_bytes: int = Field(
         1 << 20, ge=1 << 16, description="How much a subscriber may leave unread before it is dropped."

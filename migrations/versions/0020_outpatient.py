@@ -1,4 +1,6 @@
-"""The outpatient clinic: schedules, slots, appointments, holds, the waiting list, notifications."""
+"""The outpatient clinic: schedules, slots, appointments, holds, the waiting list, notifications; the worker's queue."""
+
+from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,6 +24,19 @@ TABLES = (
     "slot_offer",
     "notification",
 )
+
+# Procrastinate's own schema as of 3.10, kept here, since a migration must not change with what is installed. What a
+# later version changes is the matter of a later migration, from the files in its `sql/migrations`.
+QUEUE = Path(__file__).parent.parent / "procrastinate.sql"
+DROP_QUEUE = """
+    DO $$ DECLARE found record; BEGIN
+        FOR found IN SELECT oid::regprocedure AS name FROM pg_proc WHERE starts_with(proname, 'procrastinate_') LOOP
+            EXECUTE format('DROP FUNCTION %s CASCADE', found.name);
+        END LOOP;
+        DROP TABLE procrastinate_periodic_defers, procrastinate_events, procrastinate_jobs, procrastinate_workers;
+        DROP TYPE procrastinate_job_to_defer_v1, procrastinate_job_event_type, procrastinate_job_status;
+    END $$
+"""
 
 
 def upgrade() -> None:
@@ -488,8 +503,12 @@ def upgrade() -> None:
         unique=True,
         postgresql_nulls_not_distinct=True,
     )
+    # Many statements in one text: the driver takes them only where nothing is bound.
+    connection = op.get_bind().connection.dbapi_connection
+    connection.run_async(lambda driver: driver.execute(QUEUE.read_text()))  # type: ignore[union-attr]  # asyncpg's own
 
 
 def downgrade() -> None:
+    op.execute(DROP_QUEUE)
     for table in reversed(TABLES):
         op.drop_table(table)
