@@ -16,7 +16,7 @@ from procrastinate.manager import JobManager
 
 from ekoyka.database import Database
 from ekoyka.observability import where
-from ekoyka.outpatient import slots
+from ekoyka.outpatient import line, notifications, slots
 from ekoyka.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -75,6 +75,8 @@ class Worker:
         )
         self._add(queue, "slots_of_the_day", "* * * * *", self._slots_of_the_day)
         self._add(queue, "slots", "7 * * * *", self._slots)
+        self._add(queue, "lapse", "* * * * * */10", self._lapse)
+        self._add(queue, "remind", "* * * * *", self._remind)
         self._add(queue, "tidy", "17 3 * * *", self._tidy)
 
         @queue.periodic(cron="*/2 * * * *")
@@ -102,6 +104,14 @@ class Worker:
         """All slots are what the rules give: what was in somebody's hands before is looked at again."""
         done = await slots.make_all(self._database)
         return {"made": done.made, "withdrawn": done.withdrawn}
+
+    async def _lapse(self) -> dict[str, int]:
+        """Holds and offers whose time is up are over, and freed slots are offered to who waits."""
+        lapsed, offered = await line.lapse(self._database, offer_s=self._settings.offer_s)
+        return {"lapsed": lapsed, "offered": offered}
+
+    async def _remind(self) -> dict[str, int]:
+        return {"reminded": await notifications.remind(self._database)}
 
     async def _tidy(self) -> dict[str, int]:
         await slots.forget_withdrawn(self._database)

@@ -58,6 +58,11 @@ def is_free(slot: str, now: str = "now()") -> str:
     )
 
 
+def patient_expected(patient: str, ids: str) -> str:
+    """SQL of whether a patient row has, or had, an appointment in one of the dispensaries."""
+    return f"EXISTS (SELECT FROM appointment x WHERE x.patient_id = {patient}.id AND x.dispensary_id = ANY({ids}))"
+
+
 def slot_status(slot: str) -> str:
     """SQL of a slot row's `SlotStatus`."""
     return (

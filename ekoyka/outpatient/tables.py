@@ -189,7 +189,13 @@ class WorkingHours(SQLModel, table=True):
     ends_minute: int
 
 
-class TimeOff(SQLModel, table=True):
+class TimeOffDetails(SQLModel):
+    """What is said about time off."""
+
+    reason: Remark
+
+
+class TimeOff(TimeOffDetails, table=True):
     """When a doctor sees nobody in the dispensary, and why: leave, a break, anything else."""
 
     __tablename__ = "time_off"
@@ -204,7 +210,6 @@ class TimeOff(SQLModel, table=True):
     doctor_id: int = Field(sa_type=BigInteger)
     dispensary_id: int = Field(sa_type=BigInteger)
     kind: str
-    reason: Remark
     starts_at: datetime = instant()
     ends_at: datetime = instant()
     added_by_id: int | None = reference("account.id", nullable=True)
@@ -264,6 +269,7 @@ class Slot(SQLModel, table=True):
             postgresql_where=text("withdrawn_at IS NULL"),
         ),
         Index("ix_slot_starts_at", "starts_at", "id", postgresql_where=text("withdrawn_at IS NULL")),
+        Index("ix_slot_freed", "starts_at", "id", postgresql_where=text("freed_at IS NOT NULL")),
         Index("ix_slot_withdrawn_at", "withdrawn_at", postgresql_where=text("withdrawn_at IS NOT NULL")),
     )
     id: int = identity()

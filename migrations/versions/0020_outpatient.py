@@ -161,6 +161,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("withdrawn_at IS NULL"),
     )
     op.create_index(
+        "ix_slot_freed",
+        "slot",
+        ["starts_at", "id"],
+        unique=False,
+        postgresql_where=sa.text("freed_at IS NOT NULL"),
+    )
+    op.create_index(
         "ix_slot_withdrawn_at",
         "slot",
         ["withdrawn_at"],

@@ -1,13 +1,90 @@
-"""What tests of the outpatient clinic do again and again: make slots of rules, and look at them."""
+"""What tests of the outpatient clinic do again and again: make slots of rules, book them, and look at it all."""
 
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from ekoyka.database import Database
-from ekoyka.outpatient import slots
-from ekoyka.outpatient.tables import ExtraHours, Schedule, TimeOff
+from ekoyka.facilities.tables import Dispensary
+from ekoyka.identity.actors import Actor
+from ekoyka.inpatient.tables import Patient
+from ekoyka.outpatient import appointments, slots
+from ekoyka.outpatient.facts import Policy
+from ekoyka.outpatient.tables import ExtraHours, Schedule, Slot, TimeOff
 from tests.factories import Factory
+from tests.identity.transactions import run
+
+POLICY = Policy(most_open=3, cancel_before_s=3600, hold_s=300, offer_s=600)
+
+
+@dataclass(frozen=True)
+class Clinic:
+    """A doctor with a few free slots from tomorrow noon on, and a patient with an account."""
+
+    place: Dispensary
+    doctor: Actor
+    schedule: Schedule
+    slots: list[Slot]
+    patient: Patient
+    person: Actor
+
+
+async def clinic(make: Factory, count: int = 4, place: Dispensary | None = None) -> Clinic:
+    place = place or await make.dispensary()
+    doctor = await make.actor(doctor_of=(place,))
+    schedule = await make.schedule(doctor, place, {})
+    # They keep what tests ask about apart from what the hours would give.
+    found = [await make.slot(schedule, noon(20 * number)) for number in range(count)]
+    patient, person = await patient_of(make, place)
+    return Clinic(place, doctor, schedule, found, patient, person)
+
+
+def noon(minutes: int = 0) -> datetime:
+    """So many minutes after tomorrow's noon."""
+    return datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) + timedelta(
+        days=1, minutes=minutes
+    )
+
+
+async def patient_of(make: Factory, place: Dispensary) -> tuple[Patient, Actor]:
+    """A patient of the dispensary, and their account."""
+    person = await make.actor()
+    return await make.patient(place, account_id=person.account_id), person
+
+
+async def booked(database: Database, here: Clinic, number: int = 0, **more: Any) -> int:
+    """The clinic's patient has this slot; the appointment's key."""
+    row = await run(
+        database,
+        appointments.book,
+        **{"actor": here.person, "slot_id": here.slots[number].id, "policy": POLICY, **more},
+    )
+    key: int = row.id
+    return key
+
+
+async def told(database: Database, actor: Actor) -> list[str]:
+    """What the actor has been notified of, first to last."""
+    rows = await database.fetch(
+        "SELECT kind FROM notification WHERE account_id = $1 ORDER BY id", actor.account_id
+    )
+    return [row["kind"] for row in rows]
+
+
+async def heard(database: Database, topic: str) -> list[str]:
+    """The changes that a topic tells of, in order; of notifications their kind of event alone."""
+    rows = await database.fetch(
+        "SELECT coalesce(payload->>'change', 'notification') AS change FROM feed_event "
+        "WHERE topic = $1 ORDER BY cursor",
+        topic,
+    )
+    return [row["change"] for row in rows]
+
+
+async def status_of(database: Database, appointment_id: int) -> str:
+    status: str = await database.fetch_value("SELECT status FROM appointment WHERE id = $1", appointment_id)
+    return status
 
 
 async def made(database: Database, *schedules: Schedule, now: datetime | None = None) -> slots.Made:
