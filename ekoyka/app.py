@@ -25,8 +25,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from strawberry import Schema
 
-from ekoyka import explorer, feed, migrate, rates
+from ekoyka import explorer, feed, links, migrate, rates
 from ekoyka.api.accounts import Accounts
+from ekoyka.api.calendars import calendar
 from ekoyka.api.context import Run, Services
 from ekoyka.api.endpoint import Endpoint, language_of
 from ekoyka.api.oauth import SECURITY_HEADERS, revoke, token
@@ -34,7 +35,6 @@ from ekoyka.api.permissions import STAFF
 from ekoyka.api.schema import build_schema
 from ekoyka.api.sockets import Sockets
 from ekoyka.api.watching import Watching
-from ekoyka.certificates import downloads
 from ekoyka.certificates.operations import facts_of, keep_pdf
 from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
 from ekoyka.database import Database, DatabaseUnavailable, DatabaseUnfit
@@ -86,7 +86,7 @@ def create_app(settings: Settings) -> Starlette:
         planner=Planner(schema._schema, introspectors=None if settings.mode is Mode.DEMO else STAFF),
         hasher=PasswordHasher(settings.password_hash_rounds),
         tokens=Tokens(keys, issuer=settings.token_issuer, ttl_s=settings.access_token_ttl_s),
-        download_keys=tuple(downloads.derive(key) for key in keys),
+        download_keys=tuple(links.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
         feed=listener,
         watching=Watching(database, listener, buffer_bytes=settings.feed_buffer_bytes),
@@ -136,6 +136,7 @@ def create_app(settings: Settings) -> Starlette:
             Route("/auth/refresh", token, methods=["POST"]),
             Route("/auth/revoke", revoke, methods=["POST"]),
             Route("/certificates/{name}.pdf", download, methods=["GET"]),
+            Route("/calendars/{name}.ics", calendar, methods=["GET"]),
             Route("/verify/{code}", _verifier(schema), methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
@@ -226,8 +227,8 @@ async def explore(request: Request) -> Response:
 async def download(request: Request) -> Response:
     """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
     services: Services = request.app.state.services
-    key = downloads.read(services.download_keys, request.path_params["name"])
-    if key is None:
+    subject = links.read(services.download_keys, request.path_params["name"])
+    if subject is None or not subject.isdigit():
         return PlainTextResponse(
             "Адрес недействителен или устарел: запросите новый.\n"
             "The address is not good (any more): ask for a new one.",
@@ -236,7 +237,7 @@ async def download(request: Request) -> Response:
         )
     try:
         rows = await services.database.fetch(
-            "SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = $1", key
+            "SELECT pdf, number, year, facts::text AS facts FROM certificate WHERE id = $1", int(subject)
         )
         if not rows:
             return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404, SECURITY_HEADERS)
@@ -244,7 +245,7 @@ async def download(request: Request) -> Response:
         if pdf is None:
             pdf = await services.renderer.render(facts_of(orjson.loads(rows[0]["facts"])))
             async with services.database.transaction() as session:
-                pdf = await keep_pdf(session, certificate_id=key, pdf=pdf)
+                pdf = await keep_pdf(session, certificate_id=int(subject), pdf=pdf)
     except Unprintable:
         return PlainTextResponse(
             "В данных справки есть знак, которого нет в шрифте: исправьте данные, аннулируйте справку и выдайте новую."

@@ -15,7 +15,6 @@ from ekoyka.api.accounts import Accounts
 from ekoyka.api.clients import address_of
 from ekoyka.api.presentation import OutOfSight
 from ekoyka.api.watching import Watching
-from ekoyka.certificates.downloads import pads
 from ekoyka.certificates.render import Renderer
 from ekoyka.database import Database
 from ekoyka.documents import Documents
@@ -29,6 +28,7 @@ from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard
 from ekoyka.identity.tables import Role
+from ekoyka.links import pads
 from ekoyka.observability import request_id
 from ekoyka.rates import attempt
 from ekoyka.settings import Settings

@@ -63,6 +63,18 @@ def patient_expected(patient: str, ids: str) -> str:
     return f"EXISTS (SELECT FROM appointment x WHERE x.patient_id = {patient}.id AND x.dispensary_id = ANY({ids}))"
 
 
+def follow_ups(stay: str, count: int = 10) -> str:
+    """A SELECT of the ids of the next free slots of a stay's dispensary, within a week of its end (or of now), in
+    which the patient has nothing else."""
+    since = f"greatest(coalesce({stay}.checked_out_at, now()), now())"
+    return (
+        f"(SELECT s.id FROM slot s WHERE s.dispensary_id = {stay}.dispensary_id AND s.starts_at > {since} "
+        f"AND s.starts_at < {since} + interval '7 days' AND {is_free('s')} AND NOT EXISTS (SELECT FROM appointment n "
+        f"WHERE n.patient_id = {stay}.patient_id AND {LIVE.format(row='n.')} "
+        f"AND n.starts_at < s.ends_at AND n.ends_at > s.starts_at) ORDER BY s.starts_at, s.id LIMIT {count})"
+    )
+
+
 def slot_status(slot: str) -> str:
     """SQL of a slot row's `SlotStatus`."""
     return (

@@ -203,6 +203,22 @@ async def make_all(database: Database, *, due: bool = False, now: datetime | Non
         made, withdrawn, after = made + done.made, withdrawn + done.withdrawn, rows[-1].id
 
 
+_TELL = feed.Publication(
+    f"""
+    WITH event AS (
+        SELECT DISTINCT '{SLOTS}:' || doctor_id AS topic, 1 AS place, jsonb_build_object('change', 'RULES') AS payload
+        FROM schedule WHERE doctor_id = :doctor
+    ), {feed.publishing("event")}
+    SELECT {feed.PUBLISHED} FROM counted
+    """
+)
+
+
+async def tell(session: AsyncSession, doctor_id: int) -> None:
+    """Who watches the doctor's free slots is told to look again, since the doctor was blocked, say. Call it last."""
+    await _TELL.rows(session, doctor=doctor_id)
+
+
 _FORGET = f"""
     DELETE FROM slot s WHERE s.withdrawn_at < now() - interval '{KEEP_WITHDRAWN_DAYS} days'
         AND NOT EXISTS (SELECT FROM appointment a WHERE a.slot_id = s.id)

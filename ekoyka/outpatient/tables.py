@@ -19,6 +19,43 @@ from sqlmodel import Field, SQLModel
 from ekoyka.columns import Remark, identity, instant, reference
 
 
+class Weekday(StrEnum):
+    """A day of the week; kept by its number, Monday is 1."""
+
+    MONDAY = "MONDAY"
+    TUESDAY = "TUESDAY"
+    WEDNESDAY = "WEDNESDAY"
+    THURSDAY = "THURSDAY"
+    FRIDAY = "FRIDAY"
+    SATURDAY = "SATURDAY"
+    SUNDAY = "SUNDAY"
+
+
+class SlotChange(StrEnum):
+    """What happened to a doctor's slots."""
+
+    TAKEN = "TAKEN"
+    FREED = "FREED"
+    HELD = "HELD"
+    OFFERED = "OFFERED"
+    RELEASED = "RELEASED"
+    RULES = "RULES"
+
+
+class AppointmentChange(StrEnum):
+    """What happened to an appointment."""
+
+    BOOKED = "BOOKED"
+    MOVED = "MOVED"
+    ARRIVED = "ARRIVED"
+    FULFILLED = "FULFILLED"
+    CANCELLED = "CANCELLED"
+    NOSHOW = "NOSHOW"
+    ENTERED_IN_ERROR = "ENTERED_IN_ERROR"
+    LEAVE = "LEAVE"
+    UPDATED = "UPDATED"
+
+
 class TimeOffKind(StrEnum):
     """Why a doctor sees nobody."""
 

@@ -88,11 +88,8 @@ async def join(
         raise NotFound(("dispensaryId",))
     if seen.patient_id is None:
         raise NoPatientRecord(("patientId",)) if own else NotFound(("patientId",))
-    if not seen.own:
-        if not actor.works_in(dispensary_id, CLINICIANS):
-            raise NotFound(("dispensaryId",))
-        if not seen.patient_known:
-            raise NotFound(("patientId",))
+    if not seen.own and not (actor.works_in(dispensary_id, CLINICIANS) and seen.patient_known):
+        raise NotFound(("patientId",))
     if not places[0].doctor_there:
         raise NotADoctorThere(("doctorId",))
     refuse_patient(actor, seen)

@@ -8,10 +8,20 @@ from zoneinfo import ZoneInfo
 from ekoyka.database import Database
 from ekoyka.facilities.tables import Dispensary
 from ekoyka.identity.actors import Actor
+from ekoyka.identity.tables import Account
 from ekoyka.inpatient.tables import Patient
 from ekoyka.outpatient import appointments, slots
 from ekoyka.outpatient.facts import Policy
-from ekoyka.outpatient.tables import ExtraHours, Schedule, Slot, TimeOff
+from ekoyka.outpatient.tables import (
+    Appointment,
+    ExtraHours,
+    Notification,
+    Schedule,
+    Slot,
+    SlotOffer,
+    TimeOff,
+    WaitingEntry,
+)
 from tests.factories import Factory
 from tests.identity.transactions import run
 
@@ -134,3 +144,73 @@ def _of(schedule: Schedule) -> dict[str, Any]:
         "doctor_id": schedule.doctor_id,
         "dispensary_id": schedule.dispensary_id,
     }
+
+
+async def one_of_each(
+    make: Factory, place: Dispensary, doctor: Actor | Account, patient: Patient, word: str
+) -> dict[str, int]:
+    """A row of every kind, by its kind; their texts are the word. The slot is free, and the offer can be answered."""
+    schedule = await make.schedule(doctor, place, {1: [(540, 600)]})
+    timetable = await make.database.fetch_value(
+        "SELECT id FROM timetable WHERE schedule_id = $1", schedule.id
+    )
+    free, taken, freed = [await make.slot(schedule, noon(60 * 24 * 9 + 20 * number)) for number in range(3)]
+    await make.database.fetch("UPDATE slot SET freed_at = now() WHERE id = $1", freed.id)
+    appointment = await make.keep(
+        Appointment(
+            patient_id=patient.id,
+            slot_id=taken.id,
+            doctor_id=taken.doctor_id,
+            dispensary_id=place.id,
+            starts_at=taken.starts_at,
+            ends_at=taken.ends_at,
+            reason=word,
+        )
+    )
+    entry = await make.keep(WaitingEntry(dispensary_id=place.id, patient_id=patient.id))
+    offer = await make.keep(
+        SlotOffer(
+            entry_id=entry.id,
+            slot_id=freed.id,
+            dispensary_id=place.id,
+            patient_id=patient.id,
+            until=noon(60 * 24),
+        )
+    )
+    account_id = patient.account_id or (await make.account()).id
+    notification = await notify(make, appointment.id, place, account_id)
+    time_off = await make.keep(
+        TimeOff(
+            **_of(schedule),
+            kind="LEAVE",
+            reason=word,
+            starts_at=noon(60 * 24 * 20),
+            ends_at=noon(60 * 24 * 21),
+        )
+    )
+    hours = await extra(make, schedule, noon(60 * 24 * 22), noon(60 * 24 * 22 + 60), visit_minutes=20)
+    return {
+        "Schedule": schedule.id,
+        "Timetable": timetable,
+        "TimeOff": time_off.id,
+        "ExtraHours": hours.id,
+        "Slot": free.id,
+        "Appointment": appointment.id,
+        "WaitingEntry": entry.id,
+        "Offer": offer.id,
+        "Notification": notification,
+    }
+
+
+async def notify(make: Factory, appointment_id: int, place: Dispensary, account_id: int) -> int:
+    """The account is told of the appointment's booking; the notification's key."""
+    row = await make.keep(
+        Notification(
+            account_id=account_id,
+            dispensary_id=place.id,
+            kind="BOOKED",
+            appointment_id=appointment_id,
+            occasion=1,
+        )
+    )
+    return row.id
