@@ -21,11 +21,11 @@ ROUND_THE_CLOCK: Hours = {day: [(0, 1440)] for day in range(1, 8)}
 
 
 class Factory:
-    """Makes rows in one database."""
+    """Makes rows in one database; ``first`` is the number in the names of the first."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, first: int = 1) -> None:
         self.database = database
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
 
     async def keep(self, row: _Row) -> _Row:
         """The row is in the database, with its key."""
