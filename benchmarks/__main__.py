@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 
-from benchmarks import changes, documents, reaches, reads, signins, subscribers
+from benchmarks import changes, documents, reaches, reads, signins, slots, subscribers
 from benchmarks.environment import (
     DATA,
     Environment,
@@ -45,6 +45,7 @@ def main() -> int:
         found += _watching(where, node=node)
         found += _signing_in(where)
         found += _growth(where)
+        found += _slots(where)
         found += _documents()
     print()
     for reach in found:
@@ -185,6 +186,17 @@ def _growth(where: Environment) -> list[reaches.Reach]:
         print("\n" + reads.table(results, some, list(sizes), 32))
         print(f"start-up: {median(server.ready_after_s for server in servers):.2f} s")
     return reaches.of_growth(results, results)
+
+
+def _slots(where: Environment) -> list[reaches.Reach]:
+    """The outpatient doctors' slots of a month."""
+    figures = asyncio.run(slots.measure(where))
+    print(f"\n{figures}")
+    return [
+        reaches.Reach(
+            f"slots of {slots.DOCTORS} doctors for {slots.DAYS} days: made", figures.made_s, 20, False, "s"
+        )
+    ]
 
 
 def _documents() -> list[reaches.Reach]:

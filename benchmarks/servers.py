@@ -45,6 +45,7 @@ def kinds() -> dict[str, Kind]:
             "EKOYKA_LOG_LEVEL": "WARNING",
             "EKOYKA_ACCESS_TOKEN_TTL_S": "3600",
             "EKOYKA_COST_PER_MINUTE": "0",  # one account asks for more than any does
+            "EKOYKA_WORKER_INSIDE": "false",
         },
     )
     found = [

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import orjson
 import structlog
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
@@ -31,24 +30,22 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from strawberry import Schema
 
-from ekoyka import explorer, feed, migrate, rates
-from ekoyka.api import oidc
+from ekoyka import explorer, feed, links, migrate, rates
+from ekoyka.api import files, oidc
 from ekoyka.api.accounts import Accounts
 from ekoyka.api.browsers import Browsers, origin_of_url
-from ekoyka.api.clients import Proxies, address_of, is_operator
-from ekoyka.api.context import Run, Services
-from ekoyka.api.endpoint import LARGEST_BODY_BYTES, Endpoint, language_of, says_too_much, too_large
+from ekoyka.api.clients import Proxies, is_operator
+from ekoyka.api.context import Services
+from ekoyka.api.endpoint import LARGEST_BODY_BYTES, Endpoint, says_too_much, too_large
 from ekoyka.api.headers import security_headers
 from ekoyka.api.oauth import revoke, token
 from ekoyka.api.pages import page, said
 from ekoyka.api.permissions import STAFF
-from ekoyka.api.presentation import may_succeed_later, present
+from ekoyka.api.presentation import may_succeed_later
 from ekoyka.api.schema import build_schema
 from ekoyka.api.sockets import Sockets
 from ekoyka.api.watching import Watching
-from ekoyka.certificates import downloads
-from ekoyka.certificates.operations import facts_of, keep_pdf
-from ekoyka.certificates.render import RenderBusy, Renderer, RenderFailed, Unprintable
+from ekoyka.certificates.render import Renderer
 from ekoyka.database import (
     NETWORK,
     SERVER_ROLE,
@@ -60,7 +57,6 @@ from ekoyka.database import (
 from ekoyka.documents import Documents
 from ekoyka.feed import Feed
 from ekoyka.graph.plan import Planner
-from ekoyka.identity import access_log, limits
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher, Tokens, load_keys
 from ekoyka.identity.queries import guard
@@ -74,7 +70,6 @@ from ekoyka.observability import (
     RequestLog,
     configure_logs,
     metrics_text,
-    request_id,
 )
 from ekoyka.settings import Mode, Settings
 from ekoyka.tally import Tallies
@@ -130,7 +125,7 @@ def create_app(settings: Settings) -> Starlette:
         # Less than an operation's own patience, so that it is said what was waited for.
         hasher=PasswordHasher(settings.password_hash_rounds, patience_s=0.9 * settings.operation_timeout_s),
         tokens=tokens,
-        download_keys=tuple(downloads.derive(key) for key in keys),
+        download_keys=tuple(links.derive(key) for key in keys),
         renderer=Renderer(timeout_s=settings.render_timeout_s),
         feed=listener,
         watching=Watching(database, listener, readings, buffer_bytes=settings.feed_buffer_bytes),
@@ -166,6 +161,8 @@ def create_app(settings: Settings) -> Starlette:
                     _every(SEAL_EVERY_S, lambda: sealer.turn(time.monotonic()), once=prepared), name="seal"
                 ),
             ]
+            if settings.worker_inside:
+                work.append(asyncio.create_task(_work(app, database, settings), name="worker"))
             try:
                 yield
             finally:
@@ -201,8 +198,9 @@ def create_app(settings: Settings) -> Starlette:
             Route("/auth/revoke", revoke, methods=["POST"]),
             Route("/auth/oidc/login", oidc.login, methods=["GET"]),
             Route("/auth/oidc/callback", oidc.callback, methods=["GET"]),
-            Route("/certificates/{name}.pdf", download, methods=["GET"]),
-            Route("/verify/{code}", _verifier(schema), methods=["GET"]),
+            Route("/certificates/{name}.pdf", files.certificate, methods=["GET"]),
+            Route("/calendars/{name}.ics", files.calendar, methods=["GET"]),
+            Route("/verify/{code}", files.verifier(schema), methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -250,6 +248,15 @@ async def _prepare(app: Starlette, database: Database) -> None:
             app.state.prepared.set()
             log.info("database_ready", migration=migrate.head())
             return
+
+
+async def _work(app: Starlette, database: Database, settings: Settings) -> None:
+    """The worker's work is done in this process, once the database is ready."""
+    # Its libraries take 10 MiB, which a server beside workers of their own does without.
+    from ekoyka.worker import Worker
+
+    await app.state.prepared.wait()
+    await Worker(database, settings).run()
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]], *, once: asyncio.Event) -> None:
@@ -319,17 +326,6 @@ async def explore(request: Request) -> Response:
     )
 
 
-_PAPER = Statement(
-    f"""
-    WITH paper AS (
-        SELECT c.id, s.patient_id, c.dispensary_id, c.pdf, c.number, c.year, c.facts
-        FROM certificate c JOIN stay s ON s.id = c.stay_id WHERE c.id = :id
-    ), logged AS ({access_log.entry("certificate_download", "Certificate", "paper")})
-    SELECT pdf, number, year, facts::text AS facts FROM paper
-    """
-)
-
-
 async def _visitor(request: Request, services: Services) -> Actor | None:
     """Whose browser it is, if they are still what its cookie says."""
     token = services.browsers.visitor(request)
@@ -367,100 +363,6 @@ class _Kept(StaticFiles):
         response = super().file_response(*arguments, **named)
         response.headers["cache-control"] = "public, max-age=31536000, immutable"
         return response
-
-
-def _too_often(limited: rates.RateLimited) -> Response:
-    return PlainTextResponse(
-        "Слишком часто: повторите позже.\nToo often: try again later.",
-        429,
-        {"retry-after": str(limited.retry_after_s)},
-    )
-
-
-def _try_later() -> Response:
-    return PlainTextResponse(
-        "Сейчас не получилось: повторите через несколько секунд.\n"
-        "Not possible right now: try again in a few seconds.",
-        503,
-        {"retry-after": "3"},
-    )
-
-
-async def download(request: Request) -> Response:
-    """A certificate's bytes, for whoever has its short-lived address; made now if they never were."""
-    services: Services = request.app.state.services
-    key = downloads.read(services.download_keys, request.path_params["name"])
-    if key is None:
-        return PlainTextResponse(
-            "Адрес недействителен или устарел: запросите новый.\n"
-            "The address is not good (any more): ask for a new one.",
-            403,
-        )
-    try:
-        await rates.attempt(services.database, *limits.download(address_of(request)))
-        # Whoever has the address was given it as one who may read the certificate.
-        async with services.database.transaction(ward=NETWORK) as session:
-            found = await _PAPER.rows(
-                session,
-                id=key,
-                account=None,
-                role=None,
-                request=request_id.get(),
-                address=address_of(request),
-            )
-        if not found:
-            return PlainTextResponse("Справки нет.\nThere is no such certificate.", 404)
-        [row] = found
-        pdf = row.pdf
-        if pdf is None:
-            pdf = await services.renderer.render(facts_of(orjson.loads(row.facts)))
-            async with services.database.transaction(ward=NETWORK) as session:
-                pdf = await keep_pdf(session, certificate_id=key, pdf=pdf)
-    except rates.RateLimited as limited:
-        return _too_often(limited)
-    except Unprintable:
-        return PlainTextResponse(
-            "В данных справки есть знак, которого нет в шрифте: исправьте данные, аннулируйте справку и выдайте новую."
-            "\nThe certificate has a character that no font has: correct the record, annul it and issue a new one.",
-            422,
-        )
-    except Exception as error:
-        if not (isinstance(error, RenderBusy | RenderFailed) or may_succeed_later(error)):
-            raise
-        return _try_later()
-    filename = f"certificate-{row.number}-{row.year}.pdf"
-    return Response(
-        pdf,
-        200,
-        {
-            "content-disposition": f'inline; filename="{filename}"',
-            "content-security-policy": "default-src 'none'; sandbox",
-        },
-        "application/pdf",
-    )
-
-
-def _verifier(schema: Schema) -> Callable[[Request], Awaitable[Response]]:
-    """The public page behind a certificate's QR code: the same answer as the query's."""
-
-    async def verify(request: Request) -> Response:
-        run = Run(request.app.state.services, request, None, language_of(request), compiled=False)
-        result = await schema.execute(
-            "query ($code: String!) { certificateVerification(code: $code) "
-            "{ number issuedOn checkedInOn checkedOutOn organisation annulled } }",
-            variable_values={"code": request.path_params["code"]},
-            context_value=run,
-        )
-        for error, shown in zip(result.errors or (), present(result.errors or ()), strict=False):
-            if isinstance(error.original_error, rates.RateLimited):
-                return _too_often(error.original_error)
-            # What is no code is nobody's; whatever else went wrong says nothing of the certificate.
-            if shown["extensions"]["code"] != "BAD_USER_INPUT":
-                return _try_later()
-        found = (result.data or {}).get("certificateVerification")
-        return page("verification.html.j2", 200 if found else 404, found=found)
-
-    return verify
 
 
 @contextlib.contextmanager

@@ -137,7 +137,10 @@ async def _contents(database: Database) -> list[Finding]:
         "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
     )
     settings = database.settings
-    wanted = settings.workers * (settings.read_pool_size + settings.write_pool_size + 2)
+    # Beside the pools, two of the server's own, and the worker's.
+    wanted = settings.workers * (
+        settings.read_pool_size + settings.write_pool_size + 2 + 3 * settings.worker_inside
+    )
     return [
         _access_log(await seals.inspect(database)),
         Finding(

@@ -53,21 +53,23 @@ class FeedEvent(SQLModel, table=True):
 # The upsert's row lock is held until the commit: a topic's next writer waits, so cursors have no gaps and
 # grow in the order of commits. Readers may then simply go by cursor.
 def publishing(events: str) -> str:
-    """The last CTEs of a statement that publishes what its CTE ``events`` holds: (topic, place, payload), all of
-    one topic, place from 1. A `Publication` selects `PUBLISHED` FROM counted.
+    """The last CTEs of a statement that publishes what its CTE ``events`` holds: (topic, place, payload), told in
+    the order of their places. A `Publication` selects `PUBLISHED` FROM counted.
 
-    The topic's row is locked when all events are known: they depend on whatever must be locked before it. The
-    foreign keys of rows that the statement writes are checked at its end; nobody who holds what they wait for
-    waits for a topic.
+    The topics' rows are locked in the order of their names, when all events are known: they depend on whatever
+    must be locked before. The foreign keys of rows that the statement writes are checked at its end; nobody who
+    holds what they wait for waits for a topic.
     """
     return f"""counted AS (
         INSERT INTO feed_topic (topic, last_cursor)
-        SELECT topic, count(*) FROM {events} GROUP BY topic
+        SELECT topic, count(*) FROM {events} GROUP BY topic ORDER BY topic
         ON CONFLICT (topic) DO UPDATE SET last_cursor = feed_topic.last_cursor + excluded.last_cursor
         RETURNING topic, last_cursor
     ), written AS (
         INSERT INTO feed_event (topic, cursor, payload, occurred_at)
-        SELECT topic, last_cursor - (SELECT count(*) FROM {events}) + place, payload, clock_timestamp()
+        SELECT topic,
+            last_cursor - count(*) OVER (PARTITION BY topic) + row_number() OVER (PARTITION BY topic ORDER BY place),
+            payload, clock_timestamp()
         FROM counted JOIN {events} USING (topic)
     )"""
 
@@ -76,17 +78,22 @@ PUBLISHED = "counted.topic, counted.last_cursor"
 
 
 class Publication(Statement):
-    """A statement that publishes; the topic and cursor alone are told when the transaction is committed.
+    """A statement that publishes; topics and cursors alone are told when the transaction is committed.
 
-    Payloads never leave the database's tables that way.
+    Payloads never leave the database's tables that way. What else it selects comes once for each topic.
     """
 
     async def rows(self, session: AsyncSession, **values: Any) -> list[Row]:
         rows = await super().rows(session, **values)
         notices = session.info.setdefault(NOTICES, {})
         for row in rows:
-            notices[row.topic] = row.last_cursor
+            if row.topic is not None:  # nothing was to be told
+                notices[row.topic] = row.last_cursor
         return rows
+
+    async def row(self, session: AsyncSession, **values: Any) -> Row:
+        """What it selects beside the topics."""
+        return (await self.rows(session, **values))[0]
 
 
 _PUBLISH = Publication(

@@ -20,6 +20,7 @@ import ekoyka.facilities.tables
 import ekoyka.feed
 import ekoyka.identity.tables
 import ekoyka.inpatient.tables
+import ekoyka.outpatient.tables
 import ekoyka.rates
 import ekoyka.tally  # noqa: F401 -- each import adds its tables to the metadata
 from ekoyka.database import SERVER_ROLE, WARD_ROLE, Database, DatabaseUnfit
@@ -222,6 +223,11 @@ async def at_head(database: Database) -> bool:
     return bool(readable and await database.fetch_value(_IS_AT, head()))
 
 
+def is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """Whether a table is declared here: those of the worker's queue are procrastinate's."""
+    return kind != "table" or not (name or "").startswith("procrastinate_")
+
+
 async def drift(database: Database) -> list[object]:
     """What differs between the tables as declared and the schema as migrated; empty when nothing does."""
     from alembic.autogenerate import compare_metadata
@@ -229,5 +235,7 @@ async def drift(database: Database) -> list[object]:
 
     async with database.engine.connect() as connection:
         return await connection.run_sync(
-            lambda sync: list(compare_metadata(MigrationContext.configure(sync), METADATA))
+            lambda sync: list(
+                compare_metadata(MigrationContext.configure(sync, opts={"include_name": is_ours}), METADATA)
+            )
         )

@@ -113,7 +113,16 @@ def configure_logs(settings: Settings) -> None:
     level = max(logging.INFO, logging.getLevelName(settings.log_level))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # These would write addresses, statements or query texts.
-    for noisy in ("uvicorn.access", "sqlalchemy", "strawberry", "asyncpg", "httpx2", "alembic"):
+    for noisy in (
+        "uvicorn.access",
+        "sqlalchemy",
+        "strawberry",
+        "asyncpg",
+        "httpx2",
+        "alembic",
+        "procrastinate",
+        "psycopg",
+    ):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy != "alembic" else logging.WARNING)
     # uvicorn's line for each socket has the client's address, and the query that it came with.
     logging.getLogger("uvicorn.error").addFilter(_is_no_socket)

@@ -142,6 +142,24 @@ class Settings(BaseSettings):
         7 * 86400, ge=60, description="How long a feed's events can be asked again."
     )
     lapse_interval_s: float = Field(1.0, gt=0, description="Pause between looks for lapsed reservations.")
+    appointments_per_patient: int = Field(
+        5, ge=1, le=1000, description="How many appointments ahead one patient may have."
+    )
+    cancel_before_s: int = Field(
+        7200, ge=0, description="Until so long before a visit patients cancel or move it themselves."
+    )
+    hold_s: int = Field(
+        300, ge=10, le=3600, description="How long a slot is held for somebody who fills in a form."
+    )
+    offer_s: int = Field(
+        3600,
+        ge=10,
+        le=7 * 86400,
+        description="How long a freed slot is offered to one who waits, before the next.",
+    )
+    worker_inside: bool = Field(
+        True, description="`ekoyka serve` does the work of `ekoyka worker`, too: for a small installation."
+    )
     subscriptions_per_socket: int = Field(20, ge=1, description="Operations under way on one WebSocket.")
     sockets_per_account: int = Field(50, ge=1, description="WebSockets of one account, in all processes.")
     sockets_per_address: int = Field(

@@ -113,6 +113,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
         read_pool_size=5,
         write_pool_size=20,
         lapse_interval_s=3600,  # where a test counts statements or events, nothing happens by itself
+        worker_inside=False,
         log_level="WARNING",
     )
 

@@ -1,7 +1,8 @@
 """Rows for tests: only what matters is said, the rest is made up. Committed at once."""
 
 import itertools
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlmodel import SQLModel
@@ -11,16 +12,20 @@ from ekoyka.facilities.tables import Bed, Dispensary, Room
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.tables import Account, Role, RoleGrant
 from ekoyka.inpatient.tables import BedAssignment, Patient, Stay
+from ekoyka.outpatient.tables import Schedule, Slot, Timetable, WorkingHours
 
 _Row = TypeVar("_Row", bound=SQLModel)
+Hours = Mapping[int, Iterable[tuple[int, int]]]
+"""Intervals by weekday, Monday 1, in minutes from midnight."""
+ROUND_THE_CLOCK: Hours = {day: [(0, 1440)] for day in range(1, 8)}
 
 
 class Factory:
-    """Makes rows in one database."""
+    """Makes rows in one database; ``first`` is the number in the names of the first."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, first: int = 1) -> None:
         self.database = database
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
 
     async def keep(self, row: _Row) -> _Row:
         """The row is in the database, with its key."""
@@ -128,3 +133,57 @@ class Factory:
             await session.flush()
             await session.refresh(stay)
         return stay
+
+    async def schedule(
+        self,
+        doctor: Account | Actor,
+        dispensary: Dispensary,
+        hours: Hours = ROUND_THE_CLOCK,
+        *,
+        visit_minutes: int = 60,
+        valid_from: date = date(2020, 1, 1),
+        valid_until: date | None = None,
+        **values: Any,
+    ) -> Schedule:
+        """A doctor's schedule with one timetable; without hours none. Its slots are not made yet."""
+        doctor_id = doctor.id if isinstance(doctor, Account) else doctor.account_id
+        schedule = await self.keep(Schedule(doctor_id=doctor_id, dispensary_id=dispensary.id, **values))
+        if hours:
+            await self.timetable(
+                schedule, hours, visit_minutes=visit_minutes, valid_from=valid_from, valid_until=valid_until
+            )
+        return schedule
+
+    async def timetable(self, schedule: Schedule, hours: Hours, **values: Any) -> Timetable:
+        timetable = await self.keep(
+            Timetable(schedule_id=schedule.id, dispensary_id=schedule.dispensary_id, **values)
+        )
+        async with self.database.transaction() as session:
+            session.add_all(
+                WorkingHours(
+                    timetable_id=timetable.id,
+                    dispensary_id=schedule.dispensary_id,
+                    weekday=weekday,
+                    starts_minute=starts,
+                    ends_minute=ends,
+                )
+                for weekday, intervals in hours.items()
+                for starts, ends in intervals
+            )
+        return timetable
+
+    async def slot(self, schedule: Schedule, starts_at: datetime | None = None, minutes: int = 20) -> Slot:
+        """A free slot that no rule gives; by default the next after those made before, from tomorrow noon on."""
+        begin = starts_at or (
+            datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
+            + timedelta(days=1, minutes=minutes * next(self._numbers))
+        )
+        return await self.keep(
+            Slot(
+                schedule_id=schedule.id,
+                doctor_id=schedule.doctor_id,
+                dispensary_id=schedule.dispensary_id,
+                starts_at=begin,
+                ends_at=begin + timedelta(minutes=minutes),
+            )
+        )

@@ -34,6 +34,12 @@ INSERT INTO stay_revision (stay_id, revised_by_id, reason, former)
     SELECT min(stay.id), min(account.id), 'ошибка записи', '{"outcome": "DIED"}' FROM stay, account;
 INSERT INTO certificate_duplicate (certificate_id, issued_by_id, reason)
     SELECT min(certificate.id), min(account.id), 'утеряна' FROM certificate, account;
+INSERT INTO slot_hold (slot_id, dispensary_id, account_id, until)
+    SELECT slot.id, slot.dispensary_id, account.id, now() FROM slot, account ORDER BY slot.id, account.id LIMIT 1;
+INSERT INTO slot_offer (entry_id, slot_id, dispensary_id, patient_id, until)
+    SELECT w.id, slot.id, w.dispensary_id, w.patient_id, now()
+    FROM waiting_entry w JOIN slot ON slot.dispensary_id = w.dispensary_id AND NOT slot.taken
+    ORDER BY w.id, slot.id LIMIT 1;
 """
 
 

@@ -27,6 +27,40 @@ _QUESTIONS = {
         "HAVING range_agg(tstzrange(a.started_at, a.ended_at)) <> "
         "tstzmultirange(tstzrange(s.checked_in_at, s.checked_out_at))"
     ),
+    "slots of a doctor that overlap": (
+        "SELECT a.id FROM slot a JOIN slot b ON a.doctor_id = b.doctor_id AND a.id < b.id "
+        "AND a.withdrawn_at IS NULL AND b.withdrawn_at IS NULL "
+        "AND tstzrange(a.starts_at, a.ends_at) && tstzrange(b.starts_at, b.ends_at)"
+    ),
+    "a slot with two live appointments": (
+        "SELECT slot_id FROM appointment WHERE status NOT IN ('CANCELLED', 'ENTERED_IN_ERROR') "
+        "GROUP BY slot_id HAVING count(*) > 1"
+    ),
+    "a patient with two live appointments at one time": (
+        "SELECT a.id FROM appointment a JOIN appointment b ON a.patient_id = b.patient_id AND a.id < b.id "
+        "AND a.status NOT IN ('CANCELLED', 'ENTERED_IN_ERROR') AND b.status NOT IN ('CANCELLED', 'ENTERED_IN_ERROR') "
+        "AND tstzrange(a.starts_at, a.ends_at) && tstzrange(b.starts_at, b.ends_at)"
+    ),
+    "an appointment at another time, or with another doctor, than its slot": (
+        "SELECT a.id FROM appointment a JOIN slot s ON s.id = a.slot_id WHERE (a.doctor_id, a.dispensary_id, "
+        "a.starts_at, a.ends_at) <> (s.doctor_id, s.dispensary_id, s.starts_at, s.ends_at)"
+    ),
+    "a live appointment in a slot that was withdrawn": (
+        "SELECT a.id FROM appointment a JOIN slot s ON s.id = a.slot_id WHERE s.withdrawn_at IS NOT NULL "
+        "AND a.status = 'BOOKED'"
+    ),
+    "a slot that is taken without an appointment, or not with one": (
+        "SELECT s.id FROM slot s WHERE s.taken <> EXISTS (SELECT FROM appointment a WHERE a.slot_id = s.id "
+        "AND a.status NOT IN ('CANCELLED', 'ENTERED_IN_ERROR'))"
+    ),
+    "a slot that is offered without an offer, or not with one": (
+        "SELECT s.id FROM slot s WHERE s.offered_until IS DISTINCT FROM "
+        "(SELECT o.until FROM slot_offer o WHERE o.slot_id = s.id AND o.ended_at IS NULL)"
+    ),
+    "a slot that is offered, and booked": (
+        "SELECT o.id FROM slot_offer o JOIN appointment a ON a.slot_id = o.slot_id "
+        "AND a.status NOT IN ('CANCELLED', 'ENTERED_IN_ERROR') WHERE o.ended_at IS NULL AND o.until > now()"
+    ),
     "a feed with a gap": (
         "SELECT topic FROM feed_event GROUP BY topic HAVING max(cursor) - min(cursor) + 1 <> count(*)"
     ),

@@ -78,6 +78,7 @@ async def start(settings: Settings, *, log: Path | None = None, **environment: s
             "EKOYKA_TOKEN_KEYS": TOKEN_KEY,
             "EKOYKA_PASSWORD_HASH_ROUNDS": "4",
             "EKOYKA_LOG_LEVEL": "WARNING",
+            "EKOYKA_WORKER_INSIDE": "false",
             **environment,
         },
         stdin=asyncio.subprocess.DEVNULL,

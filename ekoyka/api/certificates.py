@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from ekoyka.api.permissions import ANYONE, CLINICAL, CLINICAL_OR_OWN, clinicians_and_patient
-from ekoyka.certificates.downloads import name_sql
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
+from ekoyka.links import name_sql
 
 if TYPE_CHECKING:
     from ekoyka.api.facilities import Dispensary

@@ -17,7 +17,6 @@ from ekoyka.api.browsers import Browsers, Carried
 from ekoyka.api.clients import address_of
 from ekoyka.api.presentation import OutOfSight
 from ekoyka.api.watching import Watching
-from ekoyka.certificates.downloads import pads
 from ekoyka.certificates.render import Renderer
 from ekoyka.database import ACTOR, Database
 from ekoyka.documents import Documents
@@ -33,6 +32,7 @@ from ekoyka.identity.credentials import PasswordHasher, Tokens
 from ekoyka.identity.queries import guard, named, placed
 from ekoyka.identity.readings import Reader, Readings, reader_of
 from ekoyka.identity.tables import Role
+from ekoyka.links import pads
 from ekoyka.observability import request_id
 from ekoyka.rates import Purses, RateLimited, attempt
 from ekoyka.settings import Settings

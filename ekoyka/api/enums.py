@@ -7,18 +7,38 @@ from ekoyka.graph import declare as graph
 from ekoyka.identity.tables import Role
 from ekoyka.inpatient.queries import BedChange, BedObstacle, BedStatus
 from ekoyka.inpatient.tables import Outcome, ReservationOutcome, Sex
+from ekoyka.outpatient.tables import (
+    AppointmentChange,
+    AppointmentStatus,
+    NotificationKind,
+    OfferOutcome,
+    SlotChange,
+    SlotStatus,
+    TimeOffKind,
+    WaitingOutcome,
+    Weekday,
+)
 
 __all__ = [
+    "AppointmentChange",
+    "AppointmentStatus",
     "BedChange",
     "BedObstacle",
     "BedStatus",
     "FeedKind",
+    "NotificationKind",
+    "OfferOutcome",
     "Outcome",
     "ReservationOutcome",
     "Role",
     "RoomSex",
     "ServiceState",
     "Sex",
+    "SlotChange",
+    "SlotStatus",
+    "TimeOffKind",
+    "WaitingOutcome",
+    "Weekday",
 ]
 
 
@@ -128,5 +148,105 @@ graph.enum(
         "DELETED": "It was deleted.",
         "ARCHIVED": "It was archived.",
         "CORRECTED": "A stay in it was corrected.",
+    },
+)
+graph.enum(
+    Weekday,
+    "A day of the week.",
+    {
+        "MONDAY": "Понедельник.",
+        "TUESDAY": "Вторник.",
+        "WEDNESDAY": "Среда.",
+        "THURSDAY": "Четверг.",
+        "FRIDAY": "Пятница.",
+        "SATURDAY": "Суббота.",
+        "SUNDAY": "Воскресенье.",
+    },
+)
+graph.enum(
+    TimeOffKind,
+    "Why a doctor sees nobody.",
+    {"LEAVE": "Leave (отпуск).", "BREAK": "A break, such as lunch (перерыв).", "OTHER": "Anything else."},
+)
+graph.enum(
+    SlotStatus,
+    "Whether a slot can be booked (FHIR R5, SlotStatus); derived, never stored.",
+    {
+        "FREE": "Anybody may book it.",
+        "BUSY": "An appointment holds it.",
+        "BUSY_TENTATIVE": "It is held for somebody for some minutes, or offered to somebody who waits.",
+        "BUSY_UNAVAILABLE": "It is in the past, or the doctor is away or blocked.",
+        "ENTERED_IN_ERROR": "The rules no longer give it: it was withdrawn.",
+    },
+)
+graph.enum(
+    AppointmentStatus,
+    "What has become of an appointment (FHIR R5, AppointmentStatus).",
+    {
+        "BOOKED": "It is to come, or nobody has said what became of it.",
+        "ARRIVED": "The patient has come (явился).",
+        "FULFILLED": "The visit took place (приём состоялся).",
+        "CANCELLED": "It was cancelled (отменена).",
+        "NOSHOW": "The patient did not come (неявка).",
+        "ENTERED_IN_ERROR": "It never should have been there.",
+    },
+)
+graph.enum(
+    WaitingOutcome,
+    "How waiting for a visit ended.",
+    {
+        "BOOKED": "An offer was accepted.",
+        "LEFT": "The patient left the line.",
+        "CLOSED": "The appointment for which an earlier one was wanted is over.",
+    },
+)
+graph.enum(
+    OfferOutcome,
+    "How an offer of a freed slot ended.",
+    {
+        "ACCEPTED": "It was accepted.",
+        "DECLINED": "It was declined.",
+        "LAPSED": "Its time ran out.",
+        "WITHDRAWN": "The patient did not wait any more.",
+    },
+)
+graph.enum(
+    NotificationKind,
+    "What a notification tells.",
+    {
+        "BOOKED": "A visit was booked.",
+        "MOVED": "A visit was moved to another time, or another doctor.",
+        "CANCELLED": "A visit was cancelled.",
+        "LEAVE": "The doctor will be away: the visit is to be moved.",
+        "OFFER": "A slot is free now for somebody who waits.",
+        "REMINDER_DAY": "A visit is a day ahead.",
+        "REMINDER_HOUR": "A visit is an hour ahead.",
+    },
+)
+graph.enum(
+    SlotChange,
+    "What happened to a doctor's slots.",
+    {
+        "TAKEN": "One was booked.",
+        "FREED": "One is free again after it was booked.",
+        "HELD": "One is held for somebody for some minutes.",
+        "OFFERED": "One is offered to somebody who waits.",
+        "RELEASED": "One is not held or offered any more.",
+        "RULES": "Slots were made or withdrawn, as hours or the day have changed.",
+    },
+)
+graph.enum(
+    AppointmentChange,
+    "What happened to an appointment.",
+    {
+        "BOOKED": "It is new.",
+        "MOVED": "It was moved.",
+        "ARRIVED": "The patient has come.",
+        "FULFILLED": "The visit took place.",
+        "CANCELLED": "It was cancelled.",
+        "NOSHOW": "The patient did not come.",
+        "ENTERED_IN_ERROR": "It never should have been there.",
+        "LEAVE": "The doctor will be away then.",
+        "UPDATED": "What is said about it was edited.",
     },
 )

@@ -12,6 +12,7 @@ from ekoyka.api.mutations import VERSION_TEXT, given, key, mutation
 from ekoyka.api.permissions import ADMIN, SIGNED_IN
 from ekoyka.identity import operations
 from ekoyka.identity.operations import LastSuperadmin, OwnAccount, RoleHeld
+from ekoyka.outpatient import slots
 
 field = strawberry.field
 
@@ -61,6 +62,7 @@ async def role_grant(run: Run, session: AsyncSession, input: RoleInput) -> int:
         role=Role(input.role),
         dispensary_id=_place(input),
     )
+    await slots.tell(session, row.id)
     return row.id
 
 
@@ -79,6 +81,7 @@ async def role_revoke(run: Run, session: AsyncSession, input: RoleInput) -> int:
         role=Role(input.role),
         dispensary_id=_place(input),
     )
+    await slots.tell(session, row.id)
     return row.id
 
 
@@ -98,6 +101,7 @@ async def account_block(run: Run, session: AsyncSession, input: AccountInput) ->
     row = await operations.block_account(
         session, actor=run.known_actor, account_id=key("Account", input.id, "id")
     )
+    await slots.tell(session, row.id)
     return row.id
 
 
@@ -108,4 +112,5 @@ async def account_unblock(run: Run, session: AsyncSession, input: AccountInput) 
     row = await operations.unblock_account(
         session, actor=run.known_actor, account_id=key("Account", input.id, "id")
     )
+    await slots.tell(session, row.id)
     return row.id

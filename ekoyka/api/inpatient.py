@@ -19,16 +19,18 @@ from ekoyka.api.permissions import (
 from ekoyka.graph import declare as graph
 from ekoyka.graph.ids import BadInput
 from ekoyka.inpatient.queries import bed_options
+from ekoyka.outpatient.queries import follow_ups
 
 if TYPE_CHECKING:
     from ekoyka.api.access import AccessEntry
     from ekoyka.api.certificates import Certificate
     from ekoyka.api.facilities import Bed, Dispensary
     from ekoyka.api.identity import Practitioner
+    from ekoyka.api.outpatient import Slot
     from ekoyka.api.scalars import Date, DateTime, Phone
 
 
-def _words(text: str) -> str:
+def words(text: str) -> str:
     """A tsquery of all words as prefixes; letters and digits only, so nothing in it is an operator."""
     words = re.findall(r"\w+", text[:200].lower().replace("ё", "е").replace("_", " "))
     if not words:
@@ -36,7 +38,7 @@ def _words(text: str) -> str:
     return " & ".join(f"{word}:*" for word in words[:10])
 
 
-_SEARCH_TEXT = (
+SEARCH_TEXT = (
     "Words of the name or record number, each from its beginning, in any letter case, ё as е: "
     "«Семен пет» finds «Петров Семён»."
 )
@@ -52,8 +54,8 @@ _SEARCH_TEXT = (
         "search": graph.Filter(
             type="str | None",
             pg="text::tsquery",
-            description=_SEARCH_TEXT,
-            decode=_words,
+            description=SEARCH_TEXT,
+            decode=words,
             sql=lambda row, value: f"{row}.id = ANY(ARRAY(SELECT patients_found({value})))",
             first=True,
             cost=graph.SEARCH_COST,
@@ -164,8 +166,8 @@ class Patient:
         "patient_search": graph.Filter(
             type="str | None",
             pg="text::tsquery",
-            description=_SEARCH_TEXT,
-            decode=_words,
+            description=SEARCH_TEXT,
+            decode=words,
             sql=lambda row, value: f"{row}.patient_id = ANY(ARRAY(SELECT patients_found({value})))",
             cost=graph.SEARCH_COST,
         ),
@@ -264,6 +266,13 @@ class Stay:
         lambda row, child, names: f"{child}.stay_id = {row}.id",
         "Its certificates, first to last.",
         order=lambda row, child: f"{child}.issued_at, {child}.id",
+    )
+    follow_up_slots: list[Slot] | None = graph.listing(
+        lambda row, child, names: f"{child}.id IN {follow_ups(row)}",
+        "The next free slots of the dispensary's doctors within a week of the stay's end, the earliest first; at most "
+        "10. `stayCheckOut` books one in the same breath.",
+        order=lambda row, child: f"{child}.starts_at, {child}.id",
+        roles=CLINICAL,
     )
     revisions: list[StayRevision] | None = graph.listing(
         lambda row, child, names: f"{child}.stay_id = {row}.id",

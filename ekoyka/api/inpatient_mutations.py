@@ -10,6 +10,7 @@ from strawberry import UNSET
 from ekoyka.api.context import Run
 from ekoyka.api.enums import Outcome, Sex
 from ekoyka.api.mutations import KEY_TEXT, VERSION_TEXT, given, key, mutation
+from ekoyka.api.outpatient_mutations import TO_BOOK
 from ekoyka.api.permissions import CLINICAL
 from ekoyka.api.scalars import Date, DateTime, Phone
 from ekoyka.certificates import operations as certificates
@@ -17,6 +18,7 @@ from ekoyka.certificates.operations import CertificateAnnulled, StayStillOpen, f
 from ekoyka.certificates.render import RenderBusy, RenderFailed
 from ekoyka.certificates.tables import Certificate
 from ekoyka.database import NETWORK
+from ekoyka.errors import Refusal
 from ekoyka.facilities.operations import Archived
 from ekoyka.inpatient import corrections, patients, stays
 from ekoyka.inpatient.availability import (
@@ -37,6 +39,8 @@ from ekoyka.inpatient.stays import (
     SameBed,
     StayAlreadyEnded,
 )
+from ekoyka.outpatient.appointments import book
+from ekoyka.outpatient.facts import Policy, lock
 
 log = structlog.get_logger(__name__)
 field = strawberry.field
@@ -306,16 +310,25 @@ class StayCheckOutInput:
     certificate: CertificateRequest | None = field(
         description="The certificate to issue at once; null: none.", default=None
     )
+    follow_up_slot_id: strawberry.ID | None = field(
+        description="A slot for a follow-up visit, booked at once, such as one of `Stay.followUpSlots`; null: none.",
+        default=None,
+    )
 
 
 @mutation(
     "stayCheckOut",
     returns="Stay",
     roles=CLINICAL,
-    refusals=(StayAlreadyEnded, InFuture, CheckOutBeforeCheckIn),
-    description="A patient has left; the bed is free, or goes to cleaning where the dispensary wishes it so.",
+    refusals=(StayAlreadyEnded, InFuture, CheckOutBeforeCheckIn, *TO_BOOK),
+    description="A patient has left; the bed is free, or goes to cleaning where the dispensary wishes it so. A "
+    "follow-up visit is booked with it, or nothing is done at all.",
 )
 async def stay_check_out(run: Run, session: AsyncSession, input: StayCheckOutInput) -> int:
+    slot = key("Slot", input.follow_up_slot_id, "followUpSlotId") if input.follow_up_slot_id else None
+    if slot is not None:
+        # Before the patient, as whoever books locks them.
+        await lock(session, run.known_actor, slots=[slot])
     row = await stays.check_out(
         session,
         actor=run.known_actor,
@@ -324,6 +337,18 @@ async def stay_check_out(run: Run, session: AsyncSession, input: StayCheckOutInp
         outcome=Outcome(input.outcome),
         at=input.at,
     )
+    if slot is not None:
+        try:
+            await book(
+                session,
+                actor=run.known_actor,
+                slot_id=slot,
+                patient_id=row.patient_id,
+                policy=Policy.of(run.services.settings),
+            )
+        except Refusal as refused:
+            refused.path = ("followUpSlotId",)
+            raise
     if input.certificate is not None:
         await _issue(run, session, row.id, input.certificate)
     return row.id

@@ -10,6 +10,7 @@ from typing import Final
 from ekoyka.graph.model import ANONYMOUS, Names, RowSql
 from ekoyka.identity.tables import Role
 from ekoyka.inpatient.queries import patient_in_dispensaries
+from ekoyka.outpatient.queries import is_free
 
 ANYONE: Final = frozenset({ANONYMOUS, Role.USER})
 SIGNED_IN: Final = frozenset({Role.USER})
@@ -74,10 +75,12 @@ def _visible_patient(row: str, names: Names) -> str:
     return patient_in_dispensaries(row, names.actor("doctor_of"))
 
 
-def _own_stay_there(row: str, names: Names) -> str:
+def _treated_there(row: str, names: Names) -> str:
     return (
-        "EXISTS (SELECT FROM patient own JOIN stay there ON there.patient_id = own.id "
-        f"WHERE own.account_id = {names.actor('account')} AND there.dispensary_id = {row}.id)"
+        f"EXISTS (SELECT FROM patient own WHERE own.account_id = {names.actor('account')} AND ("
+        f"EXISTS (SELECT FROM stay there WHERE there.patient_id = own.id AND there.dispensary_id = {row}.id) OR "
+        "EXISTS (SELECT FROM appointment there "
+        f"WHERE there.patient_id = own.id AND there.dispensary_id = {row}.id)))"
     )
 
 
@@ -86,7 +89,13 @@ PATIENTS: Final[Scope] = {
     Role.DOCTOR: _visible_patient,
     Role.USER: lambda row, names: f"{row}.account_id = {names.actor('account')}",
 }
-DISPENSARIES: Final[Scope] = {**staff_of("{row}.id"), Role.USER: _own_stay_there}
+DISPENSARIES: Final[Scope] = {**staff_of("{row}.id"), Role.USER: _treated_there}
+# Who has a slot that is not free is nobody's business but the dispensary's doctors'.
+SLOTS: Final[Scope] = {**clinicians_of(), Role.USER: lambda row, names: is_free(row)}
+# What is told to an account is told to nobody else.
+NOTIFICATIONS: Final[Scope] = {
+    Role.USER: lambda row, names: f"{row}.account_id = {names.actor('account')}",
+}
 ACCOUNTS: Final[Scope] = {
     Role.SUPERADMIN: everywhere,
     Role.USER: lambda row, names: f"{row}.id = {names.actor('account')}",

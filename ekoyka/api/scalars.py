@@ -1,5 +1,6 @@
 """The scalars: each says what it holds and refuses what it cannot."""
 
+import re
 from datetime import UTC, date, datetime
 from typing import Any, NewType
 
@@ -14,6 +15,7 @@ ID = strawberry.ID
 DateTime = NewType("DateTime", datetime)
 Date = NewType("Date", date)
 Phone = NewType("Phone", str)
+Time = NewType("Time", int)
 TimeZone = NewType("TimeZone", str)
 
 
@@ -56,6 +58,17 @@ def _time_zone(value: Any) -> str:
     return value
 
 
+_CLOCK = re.compile(r"([01]\d|2[0-4]):([0-5]\d)")
+
+
+def _time(value: Any) -> int:
+    found = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    minutes = int(found[1]) * 60 + int(found[2]) if found else 24 * 60 + 1
+    if minutes > 24 * 60:
+        raise _bad("A Time is HH:MM from 00:00 to 24:00, such as 09:30.")
+    return minutes
+
+
 def _as_is(value: Any) -> Any:
     # Rows come as JSON: PostgreSQL has written the value already.
     return value if isinstance(value, str) else value.isoformat()
@@ -78,10 +91,22 @@ SCALARS: dict[object, ScalarDefinition] = {
     Phone: strawberry.scalar(
         name="Phone", description="A phone number in E.164 form.", serialize=_as_is, parse_value=_phone
     ),
+    Time: strawberry.scalar(
+        name="Time",
+        description="A time of the day on the dispensary's clocks, HH:MM; 24:00 is the end of the day.",
+        serialize=_as_is,
+        parse_value=_time,
+    ),
     TimeZone: strawberry.scalar(
         name="TimeZone", description="An IANA time zone's name.", serialize=_as_is, parse_value=_time_zone
     ),
 }
 
-for _name, _type in {"DateTime": DateTime, "Date": Date, "Phone": Phone, "TimeZone": TimeZone}.items():
+for _name, _type in {
+    "DateTime": DateTime,
+    "Date": Date,
+    "Phone": Phone,
+    "Time": Time,
+    "TimeZone": TimeZone,
+}.items():
     graph.scalar(_name, _type)

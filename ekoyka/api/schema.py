@@ -12,6 +12,7 @@ from strawberry.types import ExecutionContext
 # Each import declares its part of the graph.
 from ekoyka.api import (
     access,
+    calendars,
     certificates,
     facilities,
     facility_mutations,
@@ -19,8 +20,15 @@ from ekoyka.api import (
     identity_mutations,
     inpatient,
     inpatient_mutations,
+    outpatient,
+    outpatient_events,
+    outpatient_mutations,
+    outpatient_refusals,
+    outpatient_statistics,
     refusals,
     session_mutations,
+    timetable_mutations,
+    timetables,
 )
 from ekoyka.api.mutations import close_codes, mutation_type
 from ekoyka.api.permissions import SIGNED_IN
@@ -37,11 +45,31 @@ if TYPE_CHECKING:
     Node = Any
 
 # Modules whose import is their use.
-DECLARATIONS = (facility_mutations, identity_mutations, inpatient_mutations, refusals, session_mutations)
+DECLARATIONS = (
+    facility_mutations,
+    identity_mutations,
+    inpatient_mutations,
+    outpatient_events,
+    outpatient_mutations,
+    outpatient_refusals,
+    refusals,
+    session_mutations,
+    timetable_mutations,
+)
 
 
 @graph.query
-class Query(facilities.Queries, inpatient.Queries, identity.Queries, certificates.Queries, access.Queries):
+class Query(
+    facilities.Queries,
+    inpatient.Queries,
+    identity.Queries,
+    certificates.Queries,
+    access.Queries,
+    outpatient.Queries,
+    timetables.Queries,
+    outpatient_statistics.Queries,
+    calendars.Queries,
+):
     """The query type."""
 
     node: Node | None = graph.any_node(

@@ -29,48 +29,64 @@ if TYPE_CHECKING:
     from ekoyka.inpatient.queries import BedStatus
 
 # ``since`` and ``upto``: the cursors between which one event tells of changes; both NULL for a snapshot.
-_COLUMNS = {"dispensary_id": "bigint", "bed_id": "bigint", "since": "bigint", "upto": "bigint"}
+BETWEEN = {"since": "bigint", "upto": "bigint"}
+KIND_TEXT = "Whether it is the present state or changes."
+PLACE_TEXT = (
+    "Its place: pass the last one as `after` when you come back, and nothing is missed or seen twice."
+)
 
 
-def _topic(row: str) -> str:
-    return f"'beds:' || {row}.dispensary_id"
+@dataclass(frozen=True)
+class Told:
+    """SQL of what an event tells of, given SQL of its topic and of whether it is about an outbox row ``f``.
+
+    Both are made of the event's row: a type with columns that hold `BETWEEN`.
+    """
+
+    topic: Callable[[str], str]
+    about: Callable[[str], str]
+
+    def place(self, row: str) -> str:
+        """The number of the cursor that the event reaches."""
+        return feed.place(self.topic(row), f"{row}.since", f"{row}.upto")
+
+    def cursor(self, row: str, number: str) -> str:
+        """A cursor of the topic."""
+        return f"encode(convert_to({self.topic(row)} || ' ' || {number}, 'UTF8'), 'base64')"
+
+    def kind(self, row: str) -> str:
+        """The event's `FeedKind`."""
+        return f"CASE WHEN {row}.since IS NULL THEN 'SNAPSHOT' ELSE 'CHANGE' END"
+
+    def changes(self, row: str, columns: str) -> str:
+        """A SELECT of the outbox rows that the event tells of: cursor, its text ``place``, occurred_at, and these."""
+        return (
+            f"(SELECT f.cursor, {self.cursor(row, 'f.cursor')} AS place, f.occurred_at, {columns} "
+            f"FROM {feed.events(self.topic(row), f'{row}.since', f'{row}.upto')} f WHERE {self.about(row)})"
+        )
+
+    def marker(self, row: str, names: graph.Names) -> str:
+        """What the server needs to know of an event: a JSON list in the order of `watching.Reading`."""
+        passed = feed.events(self.topic(row), f"{row}.since", f"{row}.upto")
+        return (
+            f"'[' || {self.place(row)} || (SELECT ',' || count(*) || ',' || count(*) FILTER (WHERE {self.about(row)}) "
+            "|| ',' || coalesce(extract(epoch FROM clock_timestamp() - min(f.occurred_at)), 0) "
+            f"FROM {passed} f) || ']'"
+        )
 
 
-def _place(row: str) -> str:
-    return feed.place(_topic(row), f"{row}.since", f"{row}.upto")
-
-
-def _cursor(row: str, number: str) -> str:
-    return f"encode(convert_to({_topic(row)} || ' ' || {number}, 'UTF8'), 'base64')"
-
-
-def _told(row: str) -> str:
-    """A SELECT of the changes that the event tells of: the dispensary's, or those of the watched bed."""
-    return (
-        "(SELECT f.cursor, f.occurred_at, (f.payload->>'bed')::bigint AS bed_id, f.payload->>'change' AS change, "
-        f"f.payload->>'status' AS status, {row}.dispensary_id "
-        f"FROM {feed.events(_topic(row), f'{row}.since', f'{row}.upto')} f "
-        f"WHERE {row}.bed_id IS NULL OR (f.payload->>'bed')::bigint = {row}.bed_id)"
-    )
-
-
-def _marker(row: str) -> str:
-    """What the server needs to know of an event: a JSON list in the order of `watching.Reading`."""
-    passed = feed.events(_topic(row), f"{row}.since", f"{row}.upto")
-    return (
-        f"'[' || {_place(row)} || (SELECT ',' || count(*) || ',' || count(*) FILTER (WHERE {row}.bed_id IS NULL "
-        f"OR (f.payload->>'bed')::bigint = {row}.bed_id) || ',' || "
-        f"coalesce(extract(epoch FROM clock_timestamp() - min(f.occurred_at)), 0) FROM {passed} f) || ']'"
-    )
+# The dispensary's changes, or those of the watched bed.
+_BEDS = Told(
+    topic=lambda row: f"'beds:' || {row}.dispensary_id",
+    about=lambda row: f"({row}.bed_id IS NULL OR (f.payload->>'bed')::bigint = {row}.bed_id)",
+)
 
 
 @graph.type_(description="One committed change of a bed.")
 class BedChanged:
     """A change."""
 
-    cursor: str = graph.expression(
-        lambda row, names: _cursor(row, f"{row}.cursor"), "Its place, as that of an event."
-    )
+    cursor: str = graph.column("Its place, as that of an event.", name="place")
     change: BedChange = graph.column("What happened.")
     status: BedStatus | None = graph.column(
         "The status that the change led to; null when the bed was no more."
@@ -81,26 +97,23 @@ class BedChanged:
 
 @graph.type_(
     description="An event of the feed of a dispensary's beds: the present state, or a burst of changes.",
-    columns=_COLUMNS,
+    columns={"dispensary_id": "bigint", "bed_id": "bigint", **BETWEEN},
     scope=staff_of(),
-    marker=lambda row, names: _marker(row),
+    marker=_BEDS.marker,
 )
 class BedEvent:
     """A snapshot, or all changes since the last event; all of it is read in one moment."""
 
-    kind: FeedKind = graph.expression(
-        lambda row, names: f"CASE WHEN {row}.since IS NULL THEN 'SNAPSHOT' ELSE 'CHANGE' END",
-        "Whether it is the present state or changes.",
-    )
-    cursor: str = graph.expression(
-        lambda row, names: _cursor(row, _place(row)),
-        "Its place: pass the last one as `after` when you come back, and nothing is missed or seen twice.",
-    )
+    kind: FeedKind = graph.expression(lambda row, names: _BEDS.kind(row), KIND_TEXT)
+    cursor: str = graph.expression(lambda row, names: _BEDS.cursor(row, _BEDS.place(row)), PLACE_TEXT)
     changes: list[BedChanged] = graph.listing(
         lambda row, child, names: "true",
         "All changes since the last event, in the order of their commits; none for a snapshot.",
         order=lambda row, child: f"{child}.cursor",
-        source=lambda row, names: _told(row),
+        source=lambda row, names: _BEDS.changes(
+            row,
+            "(f.payload->>'bed')::bigint AS bed_id, f.payload->>'change' AS change, f.payload->>'status' AS status",
+        ),
     )
     bed: Bed | None = graph.one(
         "bed_id",
@@ -128,7 +141,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _Followed:
+class Followed:
     """The topic of a feed, and the event's values that stay the same as long as it is followed."""
 
     topic: str
@@ -136,7 +149,7 @@ class _Followed:
 
 
 _FIELDS: dict[str, StrawberryField] = {}
-_FEEDS: dict[str, Callable[[Run, Mapping[str, Any]], Awaitable[_Followed]]] = {}
+_FEEDS: dict[str, Callable[[Run, Mapping[str, Any]], Awaitable[Followed]]] = {}
 
 
 async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, Any] | None) -> Asked | None:
@@ -152,13 +165,14 @@ async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, A
         return None
     plan = run.planner.plan(document, name, variables, run.actor_shape())
     [(key, root)] = plan.roots.items()  # validation sees to it that there is one
-    statement = root.payloads["BedEvent"]
+    [(event, statement)] = root.payloads.items()
+    nothing = dict.fromkeys(graph.TYPES[event].columns)
     try:
         arguments = get_argument_values(root.site.definition, root.site.node, plan.variables)
         followed = await _FEEDS[root.name](run, arguments)
         after = _after(arguments.get("after"), followed.topic)
         actor = run.actor_values()
-        statement.bind(actor, plan.variables, dict.fromkeys(_COLUMNS))
+        statement.bind(actor, plan.variables, nothing)
     except BadInput as error:
         raise PlanError([bad_input(error, root.site.node, [key])]) from error
     except GraphQLError as error:
@@ -167,7 +181,7 @@ async def asked(run: Run, text: str, name: str | None, variables: Mapping[str, A
 
     def bind(since: int | None, upto: int | None) -> list[Any]:
         return statement.bind(
-            actor, plan.variables, {"bed_id": None, **followed.values, "since": since, "upto": upto}
+            actor, plan.variables, {**nothing, **followed.values, "since": since, "upto": upto}
         )
 
     return Asked(Question(followed.topic, root.name, key, statement.sql, bind), after)
@@ -191,58 +205,69 @@ async def _over_http(root: None, info: strawberry.Info, **_: Any) -> AsyncIterat
     yield
 
 
-def _subscription(
-    name: str, description: str, arguments: tuple[tuple[str, str, str], ...]
-) -> Callable[[Callable[[Run, Mapping[str, Any]], Awaitable[_Followed]]], None]:
-    def declare(follow: Callable[[Run, Mapping[str, Any]], Awaitable[_Followed]]) -> None:
+def subscription(
+    name: str,
+    description: str,
+    arguments: tuple[tuple[str, str, str], ...],
+    *,
+    event: str,
+    roles: frozenset[str],
+) -> Callable[[Callable[[Run, Mapping[str, Any]], Awaitable[Followed]]], None]:
+    """The function says what the subscription of this name follows; ``event`` is the type of what it is told."""
+
+    def declare(follow: Callable[[Run, Mapping[str, Any]], Awaitable[Followed]]) -> None:
         field = StrawberryField(
             python_name=name,
             graphql_name=name,
             description=description,
-            type_annotation=graph.annotation("BedEvent"),
+            type_annotation=graph.annotation(event),
             base_resolver=StrawberryResolver(_over_http),
             is_subscription=True,
         )
         field.arguments = [graph.argument(*item) for item in arguments]
-        graph.ROOT_ROLES[f"Subscription.{name}"] = STAFF
+        graph.ROOT_ROLES[f"Subscription.{name}"] = roles
         _FIELDS[name] = field
         _FEEDS[name] = follow
 
     return declare
 
 
-_AFTER = (
+AFTER = (
     "after",
     "str | None",
     "The `cursor` of the last event seen; without it the present state comes first.",
 )
-_HOW = (
+HOW = (
     " Changes that come quickly one after another are told of together, in one event. A client that reads too "
     "slowly is dropped with 4413 and may come back with its last cursor."
 )
 
 
-@_subscription(
+@subscription(
     "bedAvailability",
-    "A dispensary's beds: the present state, then every committed change, from any process." + _HOW,
-    (("dispensary_id", "ID", "Which dispensary."), _AFTER),
+    "A dispensary's beds: the present state, then every committed change, from any process." + HOW,
+    (("dispensary_id", "ID", "Which dispensary."), AFTER),
+    event="BedEvent",
+    roles=STAFF,
 )
-async def _bed_availability(run: Run, arguments: Mapping[str, Any]) -> _Followed:
+async def _bed_availability(run: Run, arguments: Mapping[str, Any]) -> Followed:
     key = decode_as("Dispensary", arguments["dispensaryId"])
-    return _Followed(beds_topic(key), {"dispensary_id": key})
+    return Followed(beds_topic(key), {"dispensary_id": key})
 
 
-@_subscription(
+@subscription(
     "bedChanged",
-    "One bed: its present state, then every committed change." + _HOW,
-    (("bed_id", "ID", "Which bed."), _AFTER),
+    "One bed: its present state, then every committed change." + HOW,
+    (("bed_id", "ID", "Which bed."), AFTER),
+    event="BedEvent",
+    roles=STAFF,
 )
-async def _bed_changed(run: Run, arguments: Mapping[str, Any]) -> _Followed:
+async def _bed_changed(run: Run, arguments: Mapping[str, Any]) -> Followed:
     key = decode_as("Bed", arguments["bedId"])
     rows = await run.database.fetch("SELECT dispensary_id FROM bed WHERE id = $1", key)
     # A bed that is not there and one that is not the actor's are the same answer.
     place = rows[0]["dispensary_id"] if rows else 0
-    return _Followed(beds_topic(place), {"dispensary_id": place, "bed_id": key})
+    return Followed(beds_topic(place), {"dispensary_id": place, "bed_id": key})
 
 
 def subscription_type() -> type:

@@ -78,7 +78,8 @@ def bed_status(bed: str) -> str:
 
 
 def patient_in_dispensaries(patient: str, ids: str) -> str:
-    """SQL of whether a patient row is known in one of the dispensaries: registered, staying, or expected there."""
+    """SQL of whether a patient row is known in one of the dispensaries: registered there, a stay or a visit,
+    or expected."""
     return (
         f"({patient}.known_in && {ids}"
         f" OR EXISTS (SELECT FROM reservation k WHERE k.patient_id = {patient}.id"

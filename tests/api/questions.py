@@ -23,6 +23,7 @@ from graphql import (
 )
 
 from ekoyka.certificates.tables import Certificate
+from ekoyka.graph.ids import decode_as
 from ekoyka.graph.model import TYPES
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.tables import AccessEntry, Account, Session
@@ -30,6 +31,7 @@ from ekoyka.inpatient.tables import Reservation
 from tests.api.matrix import NODES
 from tests.client import gid
 from tests.factories import Factory
+from tests.outpatient.clinic import notify, one_of_each
 
 _SCALARS: dict[str, Any] = {
     "Int": 1,
@@ -37,6 +39,7 @@ _SCALARS: dict[str, Any] = {
     "Boolean": True,
     "String": "0123456789",
     "Date": "2026-01-01",
+    "Time": "09:00",
     "DateTime": "2026-01-01T00:00:00Z",
     "TimeZone": "Europe/Moscow",
     "Phone": "+74950000000",
@@ -45,7 +48,12 @@ _SCALARS: dict[str, Any] = {
 _CHOICES = {"Role": "DOCTOR"}
 NOBODY = {kind: gid(kind, 10**15) for kind in NODES}
 # An argument that is called otherwise than the kind of row it names.
-_MEANT = {"attendingDoctorId": "Account"}
+_MEANT = {
+    "attendingDoctorId": "Account",
+    "doctorId": "Account",
+    "entryId": "WaitingEntry",
+    "followUpSlotId": "Slot",
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ async def world(make: Factory, word: str) -> World:
         "Session": await _session(make, person.id),
         "Stay": gid("Stay", stay),
     }
+    clinic = await one_of_each(make, place, doctor, patient, word)
+    rows |= {kind: gid(kind, number) for kind, number in clinic.items()}
     return World(word, rows, person, place)
 
 
@@ -127,13 +137,14 @@ async def as_role(make: Factory, role: str, here: World) -> tuple[Actor | None, 
             doctor_of=place if role == "DOCTOR" else (),
             dispatcher_of=place if role == "DISPATCHER" else (),
         )
-    if role == "SUPERADMIN":
-        return actor, here
-    rows = {
-        **here.rows,
-        "Account": gid("Account", actor.account_id),
-        "Session": await _session(make, actor.account_id),
-    }
+    rows = dict(here.rows)
+    if role != "USER":
+        appointment = decode_as("Appointment", here.rows["Appointment"])
+        notification = await notify(make, appointment, here.dispensary, actor.account_id)
+        rows["Notification"] = gid("Notification", notification)
+    if role != "SUPERADMIN":
+        rows["Account"] = gid("Account", actor.account_id)
+        rows["Session"] = await _session(make, actor.account_id)
     return actor, World(here.word, rows, here.person, here.dispensary)
 
 
@@ -204,6 +215,12 @@ def _given(
     return values, ids
 
 
+def _hidden(type_name: str, held: frozenset[str]) -> bool:
+    """Whether the roles may see no row of the type."""
+    declared = TYPES.get(type_name)
+    return declared is not None and declared.scope is not None and held.isdisjoint(declared.scope)
+
+
 def selection(
     schema: GraphQLSchema,
     type_: Any,
@@ -216,9 +233,11 @@ def selection(
         return ""
     if isinstance(type_, GraphQLUnionType | GraphQLInterfaceType):
         names: dict[str, str] = {}
+        inside = 1 if isinstance(type_, GraphQLUnionType) else depth
         parts = [
-            f"... on {item.name} {selection(schema, item, held, 1, names)}"
+            f"... on {item.name} {selection(schema, item, held, inside, names)}"
             for item in schema.get_possible_types(type_)
+            if not _hidden(item.name, held)
         ]
         return "{ __typename " + " ".join(parts) + " }"
     assert isinstance(type_, GraphQLObjectType)
@@ -229,8 +248,7 @@ def selection(
         link = declared.fields.get(name) if declared else None
         if link is not None and link.roles is not None and held.isdisjoint(link.roles):
             continue
-        of = TYPES.get(target.name)
-        if of is not None and of.scope is not None and held.isdisjoint(of.scope):
+        if _hidden(target.name, held):
             continue
         if any(isinstance(item.type, GraphQLNonNull) for item in field.args.values()):
             continue

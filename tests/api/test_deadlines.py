@@ -13,7 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from ekoyka.certificates import downloads
+from ekoyka import links
 from ekoyka.database import Database
 from ekoyka.settings import Settings
 from tests.client import gid, serving
@@ -148,7 +148,7 @@ async def test_pages_and_forms_that_take_too_long_say_nothing_but_that(
     narrow = settings.model_copy(update={"operation_timeout_s": 0.5, "statement_timeout_s": 0.3})
     form = {"grant_type": "password", "username": "anna@example.org", "password": "a long enough password"}
     async with serving(narrow) as hasty, owned.transaction() as session:
-        file = downloads.name(hasty.services.download_keys[0], 1, 2**33)
+        file = links.name(hasty.services.download_keys[0], "1", 2**33)
         await session.execute(text("LOCK TABLE certificate, account, rate IN ACCESS EXCLUSIVE MODE"))
         answers = [
             await hasty.http.get("/verify/0123456789"),

@@ -13,12 +13,14 @@ import pytest
 from graphql import GraphQLInputObjectType, get_named_type
 
 from ekoyka.database import Database
+from ekoyka.graph.model import TYPES
 from ekoyka.identity.tables import Role
 from ekoyka.settings import Settings
 from tests.api.questions import NOBODY, questions, world
 from tests.client import Client, gid
 from tests.factories import Factory
 from tests.feed import token
+from tests.outpatient.clinic import noon
 from tests.servers import Server, running
 
 CHECK_IN = """mutation ($input: StayCheckInInput!) { stayCheckIn(input: $input) {
@@ -124,8 +126,11 @@ async def test_every_mutation_with_a_key_is_done_once_and_answered_twice(
         "bedReserve": {"until": hence},
         "certificateIssue": {"stayId": gid("Stay", past)},
         "patientRegister": {"codeName": "Ключ"},
+        "timetableSet": {"visitMinutes": 30, "hours": [], "validFrom": None, "validUntil": None},
+        "timeOffAdd": {"startsAt": noon().isoformat(), "endsAt": noon(60).isoformat()},
+        "extraHoursAdd": {"startsAt": noon().isoformat(), "endsAt": noon(60).isoformat(), "visitMinutes": 30},
+        "waitingListJoin": {"appointmentId": None},
     }
-    tables = {"Dispensary", "Room", "Bed", "Patient", "Stay", "Reservation", "Certificate"}
 
     async def send(question: Any, input: dict[str, Any]) -> Any:
         data = await client.data(question.document, admin, input=input)
@@ -146,8 +151,9 @@ async def test_every_mutation_with_a_key_is_done_once_and_answered_twice(
 
         first = await send(question, given)
         kind = first["__typename"]
-        assert kind in tables, (question.name, first)
-        rows = await make.database.fetch_value(f"SELECT count(*) FROM {kind.lower()}")
+        assert TYPES[kind].node, (question.name, first)
+        counting = f"SELECT count(*) FROM {TYPES[kind].source}"
+        rows = await make.database.fetch_value(counting)
         again = await send(question, given)
         others = {
             **given,
@@ -155,10 +161,11 @@ async def test_every_mutation_with_a_key_is_done_once_and_answered_twice(
             **({"name": "Другой"} if "name" in given else {}),
         }
         refused = await send(question, others)
-        anew = await make.database.fetch_value(f"SELECT count(*) FROM {kind.lower()}")
+        anew = await make.database.fetch_value(counting)
 
-        # A certificate's address is good for some minutes from when it is asked for.
-        assert {**again, "downloadUrl": ""} == {**first, "downloadUrl": ""}, question.name
+        # A file's address is good for some minutes from when it is asked for.
+        addresses = {"downloadUrl": "", "calendarUrl": ""}
+        assert {**again, **addresses} == {**first, **addresses}, question.name
         assert anew == rows, question.name
         assert refused["__typename"] == "IdempotencyKeyReused", (question.name, refused)
 

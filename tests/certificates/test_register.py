@@ -9,7 +9,7 @@ from typing import Any
 import pypdf
 import pytest
 
-from ekoyka.certificates import downloads
+from ekoyka import links
 from ekoyka.identity.actors import Actor
 from ekoyka.inpatient.tables import Stay
 from tests.client import Client, gid
@@ -235,14 +235,14 @@ async def test_a_download_address_ends_soon_and_cannot_be_made_up(client: Client
     name = issued["downloadUrl"].rpartition("/")[2].removesuffix(".pdf")
     keys = client.services.download_keys
     now = int(datetime.now(UTC).timestamp())
-    expired = downloads.name(keys[0], 1, now - 1)
-    forged = downloads.name(b"another key", 1, now + 100)
-    missing = downloads.name(keys[0], 10**9, now + 100)
+    expired = links.name(keys[0], "1", now - 1)
+    forged = links.name(b"another key", "1", now + 100)
+    missing = links.name(keys[0], str(10**9), now + 100)
 
     async def status(text: str) -> int:
         return (await client.http.get(f"/certificates/{text}.pdf")).status_code
 
-    assert name == downloads.name(keys[0], int(name.split("-")[0]), int(name.split("-")[1]))
+    assert name == links.name(keys[0], name.split("-")[0], int(name.split("-")[1]))
     assert int(name.split("-")[1]) <= now + client.services.settings.download_ttl_s + 2
     assert [await status(text) for text in (name, expired, forged, missing, "1", name[:-1], "x" * 500)] == [
         200,

@@ -116,7 +116,9 @@ async def test_every_migration_goes_down_and_up_on_a_filled_database_and_keeps_w
             await fill(database)
         # Down, step by step; a copy is left at each.
         before, above = await contents(names[head]), head
-        assert {table for table, _ in before} == set(migrate.METADATA.tables)
+        assert {table for table, _ in before if migrate.is_ours(table, "table", {})} == set(
+            migrate.METADATA.tables
+        )
         for revision in reversed([item for item in names if item != head]):
             await administer(f"CREATE DATABASE {names[revision]} TEMPLATE {names[above]}")
             await to(names[revision], settings, revision)

@@ -15,6 +15,7 @@ from ekoyka.inpatient.patients import link_account
 from ekoyka.inpatient.reservations import reserve_bed
 from tests.client import Client, context, gid
 from tests.factories import Factory
+from tests.outpatient.clinic import one_of_each
 
 
 @dataclass
@@ -110,6 +111,11 @@ async def world(client: Client, make: Factory) -> World:
         ]
         await reprint(session, actor=admin, certificate_id=papers[0].id, reason=None)
         await annul(session, actor=admin, certificate_id=papers[1].id, version=1, reason="опечатка")
+    patients[1].account_id = user.account_id  # as it was linked above
+    clinics = [
+        await one_of_each(make, here, doctor, patients[1], "жалоба"),
+        await one_of_each(make, there, await make.account(doctor_of=(there,)), patients[4], "жалоба"),
+    ]
     rows: dict[str, list[Any]] = {
         "Dispensary": [here, there],
         "Bed": beds,
@@ -123,4 +129,6 @@ async def world(client: Client, make: Factory) -> World:
     ids["Reservation"] = [gid("Reservation", 1)]
     ids["BedAssignment"] = [gid("BedAssignment", 1)]
     ids["AccessEntry"] = [gid("AccessEntry", 1)]
+    for kind in clinics[0]:
+        ids[kind] = [gid(kind, clinic[kind]) for clinic in clinics]
     return World(client, actors, ids)

@@ -28,7 +28,7 @@ from ekoyka.api.schema import sdl
 from tests.graph.conftest import World
 
 # What is different in each run: the moment and signature of a download address.
-_ADDRESS = re.compile(r"/certificates/[^\"]+\.pdf")
+_ADDRESS = re.compile(r"/(certificates|calendars)/[^\"]+\.(pdf|ics)")
 _KEY_OF = {
     "dispensary": "Dispensary",
     "dispensaryId": "Dispensary",
@@ -41,6 +41,12 @@ _KEY_OF = {
     "reservation": "Reservation",
     "certificate": "Certificate",
     "account": "Account",
+    "doctorId": "Account",
+    "appointment": "Appointment",
+    "schedule": "Schedule",
+    "scheduleId": "Schedule",
+    "slot": "Slot",
+    "timeOff": "TimeOff",
 }
 _SCALARS = {
     "Date": st.sampled_from(["1980-02-29", "2026-01-31"]).map(nodes.String),

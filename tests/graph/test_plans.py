@@ -50,6 +50,10 @@ async def test_every_root_field_is_one_statement_whatever_the_depth(world: World
         "code": "0123456789ABCDEFGHJK",
         "patientId": world.ids["Patient"][0],
         "dispensaryId": world.ids["Dispensary"][0],
+        "from": "2026-01-01",
+        "until": "2026-12-31",
+        "scheduleId": world.ids["Schedule"][0],
+        "day": "2026-01-01",
     }
     counted = {}
     for name, field in schema._schema.query_type.fields.items():
@@ -59,7 +63,7 @@ async def test_every_root_field_is_one_statement_whatever_the_depth(world: World
         variables = {key: arguments[key] for key in needed}
         if "id" in needed and name != "node":
             variables["id"] = world.ids[name[0].upper() + name[1:]][0]
-        head = "".join(f"${key}: {type_}" for key, type_ in needed.items())
+        head = ", ".join(f"${key}: {type_}" for key, type_ in needed.items())
         given = ", ".join(f"{key}: ${key}" for key in needed)
         head, given = (f"({head})", f"({given})") if needed else ("", "")
         document = f"query {head} {{ {name} {given} {_selection(field.type, 4)} }}"
@@ -280,7 +284,9 @@ async def test_links_that_ask_no_scope_lead_to_nothing_outside_it(
         for item in decl.fields.values()
         if isinstance(item, LinkDecl) and item.same_scope
     ]
-    handed_over = {"BedEvent": "(SELECT id AS dispensary_id FROM dispensary)"}
+    handed_over = {
+        "BedEvent": "(SELECT id AS dispensary_id FROM dispensary)",
+    }
     followed = 0
     for decl, link in links:
         compiler = Compiler(schema, {}, VariableValues({}, {}), shape_)

@@ -25,15 +25,19 @@ CLINICAL = {
     "access_entry",
     "access_seal",
     "access_set",
+    "appointment",
     "bed_assignment",
     "certificate",
     "certificate_duplicate",
+    "notification",
     "patient",
     "reservation",
+    "slot_offer",
     "stay",
     "stay_revision",
+    "waiting_entry",
 }
-_LEADS_TO_SOMEBODY = {"patient_id", "stay_id", "certificate_id", "patients"}
+_LEADS_TO_SOMEBODY = {"patient_id", "stay_id", "certificate_id", "appointment_id", "entry_id", "patients"}
 
 
 @pytest.fixture

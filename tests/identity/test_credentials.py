@@ -14,7 +14,7 @@ import bcrypt
 import pytest
 import time_machine
 
-from ekoyka.certificates import downloads
+from ekoyka import links
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import (
     NotAuthenticated,
@@ -170,7 +170,7 @@ FORGERIES: dict[str, Callable[[], str]] = {
     "a stranger's key": lambda: signed(claims(), key=ATTACKERS),
     "an empty key": lambda: signed(claims(), key=b""),
     "the key's id as the key": lambda: signed(claims(), key=kid_of(KEY).encode()),
-    "the download addresses' key": lambda: signed(claims(), key=downloads.derive(KEY)),
+    "the download addresses' key": lambda: signed(claims(), key=links.derive(KEY)),
     "an unknown kid": lambda: signed(claims(), kid="0123456789abcdef"),
     "a stranger's kid and key": lambda: signed(claims(), key=ATTACKERS, kid=kid_of(ATTACKERS.decode())),
     "a kid that is a path": lambda: signed(claims(), key=b"", kid="../../../../dev/null"),
@@ -216,7 +216,7 @@ FORGERIES: dict[str, Callable[[], str]] = {
     "no roles": lambda: signed(claims(doc=...)),
     "roles that are not a list": lambda: signed(claims(dsp=5)),
     "roles that are not ids": lambda: signed(claims(doc=["x"])),
-    "a download address": lambda: downloads.name(downloads.derive(KEY), 7, int(time.time()) + 100),
+    "a download address": lambda: links.name(links.derive(KEY), "7", int(time.time()) + 100),
 }
 
 
@@ -319,7 +319,7 @@ def test_a_key_is_as_long_as_its_bytes() -> None:
 
 
 def test_an_access_token_opens_no_download(tokens: Tokens) -> None:
-    assert downloads.read([downloads.derive(KEY)], tokens.issue(ACTOR).text) is None
+    assert links.read([links.derive(KEY)], tokens.issue(ACTOR).text) is None
 
 
 # Keys

@@ -1,0 +1,1 @@
+"""The outpatient clinic: working hours, slots, appointments, the waiting list, notifications."""
