@@ -24,6 +24,7 @@ from sqlmodel import SQLModel
 from ekoyka import __version__
 from ekoyka.certificates.operations import issue
 from ekoyka.database import WARD_ROLE, Database
+from ekoyka.demo_clinic import Clinic
 from ekoyka.facilities.tables import Bed, BedClosure, Dispensary, Room, RoomSex, ServiceState
 from ekoyka.identity.actors import Actor
 from ekoyka.identity.credentials import PasswordHasher
@@ -212,8 +213,12 @@ async def fill(
             say(f"{place.name}: год госпитализаций · a year of stays")
             ward = await maker.people(place)
             patient_id = await maker.extras(place, ward)
+            say(f"{place.name}: приём · visits")
             if place is places[0]:
                 await maker.link(place, patient_id)
+                await maker.clinic(place, ward).open((patient_id, maker.patient_account))
+            else:
+                await maker.clinic(place, ward).open()
         # Somewhere there is nobody to look after one more.
         places[-1].staffed_beds = len(ward.lying)
     return ACCOUNTS
@@ -313,6 +318,15 @@ class _Ward:
         visit = _Visit(patient, moment, planned_on, leaves_on, outcome, [(bed, moment)])
         self.visits.append(visit)
         self.lying[bed.id] = visit
+
+    def holds(self, patient_id: int, moment: datetime) -> bool:
+        """Whether the patient lies there then; whoever lies there now, until the day planned."""
+        return any(
+            visit.patient["id"] == patient_id
+            and visit.checked_in_at <= moment
+            and (moment < visit.ended_at if visit.ended_at else moment.date() <= visit.planned_on)
+            for visit in self.visits
+        )
 
     def empty(self, moment: datetime) -> list[tuple[Bed, Room]]:
         """The beds in which nobody lies then."""
@@ -574,6 +588,18 @@ class _Maker:
         )
         account = await self.session.get_one(Account, self.patient_account)
         account.name = " ".join(filter(None, (patient.family_name, patient.given_name, patient.patronymic)))
+
+    def clinic(self, place: Dispensary, ward: _Ward) -> Clinic:
+        """The dispensary's outpatient clinic, which is not open yet."""
+        return Clinic(
+            self.session,
+            self.chance,
+            self.now,
+            place,
+            self.doctors[place.id],
+            [patient["id"] for patient in ward.patients],
+            ward.holds,
+        )
 
     def _doctor(self, place: Dispensary) -> Actor:
         return Actor(account_id=self.doctors[place.id][0], auth_version=1, doctor_of=frozenset({place.id}))
