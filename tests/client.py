@@ -1,5 +1,6 @@
 """The application as a client sees it, in this process: the real routes over the test's database."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,6 +120,9 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
     app = create_app(settings)
     async with LifespanManager(app) as manager:
         await app.state.prepared.wait()
+        async with asyncio.timeout(30):
+            while not app.state.services.feed.connected:  # noqa: ASYNC110 -- it tells nobody
+                await asyncio.sleep(0.005)
         transport = httpx.ASGITransport(app=manager.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield Client(app, http)

@@ -1,6 +1,5 @@
 """The contract, the settings' documentation, and the command line."""
 
-import asyncio
 import os
 import re
 import subprocess
@@ -134,8 +133,6 @@ async def test_metrics_tell_of_operations_statements_pools_feed_and_beds(
 
 
 async def test_the_process_is_alive_and_ready(client: Client) -> None:
-    while not client.services.feed.connected:  # noqa: ASYNC110 -- it tells nobody
-        await asyncio.sleep(0.01)
     alive, ready = await client.http.get("/healthz"), await client.http.get("/readyz")
 
     assert (alive.status_code, alive.json()) == (200, {"alive": True})
