@@ -251,18 +251,18 @@ def _of_slot(column: str) -> graph.RowSql:
         "patient_id": OF_PATIENT,
     },
     orders={
-        "offered_at": graph.Order(
+        "created_at": graph.Order(
             sql=lambda row: f"{row}.offered_at", pg="timestamptz", description="When it was made."
         )
     },
-    default_order=(("offered_at", "DESC"),),
+    default_order=(("created_at", "DESC"),),
 )
 class Offer:
     """An offer."""
 
     starts_at: DateTime = graph.expression(_of_slot("starts_at"), "When the slot begins.")
     ends_at: DateTime = graph.expression(_of_slot("ends_at"), "When it ends.")
-    offered_at: DateTime = graph.column("When it was offered.")
+    created_at: DateTime = graph.column("When it was made.", name="offered_at")
     until: DateTime = graph.column("Until when it can be answered.")
     ended_at: DateTime | None = graph.column("When it was answered, or lapsed.")
     outcome: OfferOutcome | None = graph.column("How it ended.")

@@ -177,7 +177,7 @@ def hypothesis(server: Running) -> Said:
         ROOT / "schema.graphql",
         server.url,
         server.token,
-        EXAMPLES,
+        str(4 * int(EXAMPLES)),
     )
 
 

@@ -9,6 +9,7 @@ for _name, _plausible in {
     "Phone": "+74950000000",
     "Date": "2026-01-01",
     "DateTime": "2026-01-01T00:00:00Z",
+    "Time": "09:30",
 }.items():
     _values = strategies.one_of(strategies.just(_plausible), strategies.text(max_size=30))
     schemathesis.graphql.scalar(_name, _values.map(nodes.String))
