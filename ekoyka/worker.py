@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from procrastinate import App, JobContext, PsycopgConnector, RetryStrategy
-from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import JobManager
 
 from ekoyka.database import SERVER_ROLE, Database
@@ -46,6 +45,8 @@ class Worker:
         """Works until it is cancelled, and ends in order then; a database that goes away is waited for."""
         while True:
             try:
+                # The queue's pool would wait longer and longer between its attempts.
+                await self._database.fetch_aside("SELECT")
                 queue = self._queue()
                 async with queue.open_async():
                     log.info("worker_started")
@@ -55,7 +56,7 @@ class Worker:
                         install_signal_handlers=False,
                     )
                 log.warning("worker_cut", kind="stopped")
-            except (ConnectorException, OSError) as error:
+            except Exception as error:  # whatever it was, and the drivers know many: it is tried again
                 log.warning("worker_cut", kind=type(error).__name__)
             await asyncio.sleep(_PAUSE_S)
 

@@ -91,6 +91,24 @@ async def start(settings: Settings, *, log: Path | None = None, **environment: s
     return Server(port, process)
 
 
+async def start_worker(address: str, log: Path | None = None) -> asyncio.subprocess.Process:
+    """A process of `ekoyka worker`. ``log`` receives all that it says."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "ekoyka",
+        "worker",
+        env={**os.environ, "DATABASE_URL": address},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+    )
+    if output is not None:
+        os.close(output)
+    return process
+
+
 async def ready(server: Server, workers: int = 1) -> None:
     """Waits until the server says that it is ready, whichever of its workers is asked."""
     left = wanted = 1 if workers == 1 else 10 * workers

@@ -216,7 +216,7 @@ async def _told(
         expected[encode("Bed", row["bed_id"]), "RESERVATION_LAPSED"] += 1
     told: Counter[tuple[str, str]] = Counter()
     for row in await database.fetch(
-        "SELECT payload->>'bed' AS bed, payload->>'change' AS change FROM feed_event"
+        "SELECT payload->>'bed' AS bed, payload->>'change' AS change FROM feed_event WHERE topic LIKE 'beds:%'"
     ):
         told[encode("Bed", int(row["bed"])), row["change"]] += 1
     # Whosever bed it is, what lapses is told once; of the probes' beds the rest is nobody's business here.

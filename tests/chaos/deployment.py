@@ -49,6 +49,9 @@ class Deployment:
     places: list[Beds] = field(default_factory=list)
     patients: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    # Slots that may be held, each by one of these accounts.
+    slots: dict[int, int] = field(default_factory=dict)
+    worker: asyncio.subprocess.Process | None = None
 
     def settings(self, number: int) -> Settings:
         """A server's own: its way to the database is its wire."""
@@ -68,6 +71,18 @@ class Deployment:
     async def kill_server(self, number: int) -> None:
         """The server's process is gone, and it was asked nothing."""
         await self.servers[number].stop(signal.SIGKILL)
+
+    async def start_worker(self) -> None:
+        """The worker's process is there; its way to the database is the first server's."""
+        url = self.settings(0).database_url
+        assert url is not None
+        self.worker = await servers.start_worker(url.get_secret_value(), self.folder / "worker.log")
+
+    async def kill_worker(self) -> None:
+        """The worker's process is gone, and it was asked nothing."""
+        if self.worker is not None and self.worker.returncode is None:
+            self.worker.kill()
+            await self.worker.wait()
 
     def renderers(self, number: int) -> list[int]:
         """The processes in which a server renders certificates."""
@@ -112,10 +127,12 @@ async def deployed(folder: Path, disk: Path) -> AsyncIterator[Deployment]:
         async def stop_servers() -> None:
             for server in here.servers:
                 await server.stop(signal.SIGKILL)
+            await here.kill_worker()
 
         stack.push_async_callback(stop_servers)
         for number in range(SERVERS):
             await here.start_server(number)
+        await here.start_worker()
         await asyncio.wait_for(asyncio.gather(*map(servers.ready, here.servers)), 60)
         yield here
 
@@ -138,3 +155,6 @@ async def _make_ward(here: Deployment, make: Factory) -> None:
     for _ in range(DOCTORS):
         doctor: Actor = await make.actor(doctor_of=tuple(rows))
         here.tokens.append(tokens.issue(doctor).text)
+    schedule = await make.schedule(doctor, rows[0], {})
+    for _ in range(3):
+        here.slots[(await make.slot(schedule)).id] = (await make.account()).id

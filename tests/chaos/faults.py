@@ -105,6 +105,40 @@ async def _lapsing(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
     return bool(await connection.fetchval(f"SELECT count(*) {_LAPSING}"))
 
 
+@fault("the worker is killed (kill -9) amid a job, and another takes its place")
+async def kill_the_worker(here: Deployment, chance: random.Random) -> None:
+    """It has let held slots go, in one transaction, and told nobody yet: a trigger keeps it there."""
+    async with here.aside() as connection:
+        await connection.execute(_LINGER_AT_HOLDS)
+        await connection.executemany(_HELD, list(here.slots.items()))
+        assert await until(lambda: _is_so(connection, f"SELECT count(*) > 0 {_LETTING_GO}"), 30), (
+            "no job lets go"
+        )
+        await here.kill_worker()
+        await connection.fetch(f"SELECT pg_terminate_backend(a.pid) {_LETTING_GO}")
+        await connection.execute("DROP FUNCTION linger_at_holds CASCADE")
+        assert await _is_so(connection, "SELECT count(*) = $1 FROM slot_hold", len(here.slots)), "half a job"
+        await here.start_worker()
+        assert await until(lambda: _is_so(connection, "SELECT count(*) = 0 FROM slot_hold"), 30), (
+            "a job was lost"
+        )
+
+
+_LINGER_AT_HOLDS = """
+CREATE FUNCTION linger_at_holds() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5); RETURN NULL; END';
+CREATE TRIGGER linger_at_holds AFTER DELETE ON slot_hold FOR EACH STATEMENT EXECUTE FUNCTION linger_at_holds();
+"""
+_HELD = """
+INSERT INTO slot_hold (slot_id, dispensary_id, account_id, until)
+SELECT id, dispensary_id, $2, now() FROM slot WHERE id = $1
+"""
+_LETTING_GO = "FROM pg_stat_activity a WHERE a.wait_event = 'PgSleep' AND a.query LIKE '%slot_hold%'"
+
+
+async def _is_so(connection: asyncpg.Connection[asyncpg.Record], sql: str, *values: object) -> bool:
+    return bool(await connection.fetchval(sql, *values))
+
+
 @fault("the processes that render certificates are stopped, then killed, in the middle of it")
 async def stop_the_renderers(here: Deployment, chance: random.Random) -> None:
     for number in range(SERVERS):

@@ -221,9 +221,12 @@ async def _judge_papers(database: Database, history: History, verdict: Verdict) 
 
 
 def _judge_logs(here: Deployment, verdict: Verdict) -> None:
-    """No server said that something failed which it did not expect."""
-    for number in range(SERVERS):
-        text = here.log(number).read_text(errors="replace")
+    """Neither server nor worker said that something failed which it did not expect."""
+    logs = {f"server {number}": here.log(number) for number in range(SERVERS)}
+    assert here.worker is not None
+    verdict.demand(here.worker.returncode is None, "the worker ended")
+    for name, log in {**logs, "the worker": here.folder / "worker.log"}.items():
+        text = log.read_text(errors="replace")
         for word in "Traceback", '"operation_failed"', '"request_failed"', "never retrieved", "never awaited":
             count = text.count(word)
-            verdict.demand(count == 0, f"server {number} logged {word} {count} times")
+            verdict.demand(count == 0, f"{name} logged {word} {count} times")

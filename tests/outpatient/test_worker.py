@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,24 +18,13 @@ from ekoyka.settings import Settings
 from ekoyka.worker import Worker
 from tests.factories import Factory
 from tests.feed import until
-from tests.servers import running
+from tests.servers import running, start_worker
 
 
 @asynccontextmanager
 async def working(database_url: str, log: Path | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process of `ekoyka worker`; killed at the end if it has not stopped."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "ekoyka",
-        "worker",
-        env={**os.environ, "DATABASE_URL": database_url},
-        stdout=output,
-        stderr=output,
-    )
-    if output is not None:
-        os.close(output)
+    process = await start_worker(database_url, log)
     try:
         yield process
     finally:
