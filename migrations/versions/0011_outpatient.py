@@ -31,9 +31,9 @@ TABLES = (
     "notification",
 )
 
-# Procrastinate's own schema as of 3.10, kept here, since a migration must not change with what is installed. What a
-# later version changes is the matter of a later migration, from the files in its `sql/migrations`.
-QUEUE = Path(__file__).parent.parent / "procrastinate.sql"
+# The library's own migrations, which it only ever adds to: those up to this one make its schema of 3.4 to 3.10. What
+# it adds later is the matter of a later migration here.
+QUEUE_AT = "03.04.00_50"
 DROP_QUEUE = """
     DO $$ DECLARE found record; BEGIN
         FOR found IN SELECT oid::regprocedure AS name FROM pg_proc WHERE starts_with(proname, 'procrastinate_') LOOP
@@ -94,6 +94,15 @@ TRIGGERS = {
         """,
     ),
 }
+
+
+def queue_migrations() -> list[Path]:
+    """The library's migrations that make the queue's schema, first to last."""
+    # Not whenever Alembic reads its versions.
+    from procrastinate.schema import SchemaManager
+
+    folder = Path(str(SchemaManager.get_migrations_path()))
+    return sorted(path for path in folder.glob("*.sql") if path.name[: len(QUEUE_AT)] <= QUEUE_AT)
 
 
 def upgrade() -> None:
@@ -585,7 +594,9 @@ def upgrade() -> None:
     )
     # Many statements in one text: the driver takes them only where nothing is bound.
     connection = op.get_bind().connection.dbapi_connection
-    connection.run_async(lambda driver: driver.execute(QUEUE.read_text()))  # type: ignore[union-attr]  # asyncpg's own
+    for path in queue_migrations():
+        text = path.read_text()
+        connection.run_async(lambda driver, text=text: driver.execute(text))  # type: ignore[union-attr]  # asyncpg's own
 
 
 def downgrade() -> None:
