@@ -154,7 +154,7 @@ async def test_odd_methods_paths_and_fields_have_named_answers_everywhere(
     try:
         await asyncio.wait_for(ready(server), 60)
         for sent in asked:
-            status, _, body = await send(server, sent)
+            status, _, body = await _heard(server, sent)
             assert 400 <= status < 500, (sent[:200], status, body[:200])
             assert b"pyproject" not in body
             assert b"root:" not in body
