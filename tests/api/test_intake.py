@@ -1,6 +1,7 @@
 """What drips, or never ends, is cut off; raw bytes against a real server process."""
 
 import asyncio
+import socket
 import time
 
 import httpx
@@ -90,3 +91,69 @@ async def test_a_connection_that_is_kept_open_serves_one_request_after_another(s
             )
             await asyncio.sleep(0.1)
         writer.close()
+
+
+_MUCH = b"x" * (16 * 1024 * 1024)
+_CLOSE = _HEAD + b"connection: close\r\n"
+_REFUSED_EARLY = {
+    "too long a body": (_CLOSE + b"content-length: %d\r\n\r\n" % len(_MUCH), 413),
+    "too long a body of HTTP/1.0": (
+        _CLOSE.replace(b"1.1", b"1.0") + b"content-length: %d\r\n\r\n" % len(_MUCH),
+        413,
+    ),
+    "too long a head": (_HEAD + b"x: ", 431),
+    "no HTTP": (b"EHLO x\r\n\r\n", 400),
+    "chunks that are none": (_CLOSE + b"transfer-encoding: chunked\r\n\r\nnone\r\n", 400),
+}
+
+
+def _sent_whole_first(port: int, data: bytes) -> bytes:
+    """What is answered to a client that reads nothing before it has sent everything, as most are."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(65_536):
+            answer += part
+    return answer
+
+
+async def test_a_refusal_is_heard_by_those_who_send_everything_first(settings: Settings) -> None:
+    async with running(settings) as [server]:
+        for name, (head, status) in _REFUSED_EARLY.items():
+            for _ in range(5):
+                answer = await asyncio.to_thread(_sent_whole_first, server.port, head + _MUCH)
+                assert answer.startswith(b"HTTP/1.1 %d " % status), (name, answer[:200])
+                assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_who_never_stops_sending_is_closed_all_the_same(settings: Settings) -> None:
+    async def send(head: bytes) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        try:
+            writer.write(head + _MUCH[: LARGEST_HEAD_BYTES + 1])
+            while True:
+                writer.write(_MUCH[:1000])
+                await writer.drain()
+                await asyncio.sleep(0.1)
+        finally:
+            writer.close()
+
+    async with running(settings) as [server]:
+        sending = [send(head) for head, _ in _REFUSED_EARLY.values()]
+        ended = await asyncio.wait_for(asyncio.gather(*sending, return_exceptions=True), 3 * PATIENCE_S)
+
+    assert [type(error) for error in ended if not isinstance(error, ConnectionError)] == []
+
+
+async def test_a_request_is_answered_once_also_where_its_body_never_ends(settings: Settings) -> None:
+    async with running(settings) as [server]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(_HEAD.replace(b"/graphql", b"/nowhere") + b"content-length: 1000\r\n\r\n")
+        answer = asyncio.ensure_future(reader.read())
+        while not answer.done():
+            writer.write(b" ")
+            await asyncio.wait([answer], timeout=0.5)
+        writer.close()
+
+    assert answer.result().startswith(b"HTTP/1.1 404 ")
+    assert answer.result().count(b"HTTP/1.1 ") == 1
