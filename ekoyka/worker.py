@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 from procrastinate import App, JobContext, PsycopgConnector, RetryStrategy
 from procrastinate.manager import JobManager
+from psycopg import AsyncConnection, OperationalError
+from psycopg.pq import TransactionStatus
 
 from ekoyka.database import SERVER_ROLE, Database
 from ekoyka.observability import where
@@ -25,6 +28,8 @@ GRACE_S = 10.0
 # One for jobs, one for heartbeats and the like; a third one listens.
 CONNECTIONS = 3
 _PAUSE_S = 2.0
+# None of the queue's own statements takes so long; one without an answer has nobody at its other end.
+SILENCE_S = 5.0
 _KEEP_FAILED_H = 7 * 24
 Work = Callable[[], Awaitable[dict[str, int]]]
 """Something to do; how much of what was done, for the log."""
@@ -32,6 +37,19 @@ Work = Callable[[], Awaitable[dict[str, int]]]
 
 class JobFailed(Exception):
     """A job did not end well; the log says why, in words that hold no value of the database's."""
+
+
+class QueueConnection(AsyncConnection[Any]):
+    """A connection of the queue's that does not wait for ever for one that has gone away without a word."""
+
+    async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        try:
+            return await super().wait(gen, interval, SILENCE_S if timeout is None else timeout)
+        except OperationalError:
+            # Whoever listens is told that there was nothing; whoever asked can use the connection no more.
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
 
 
 class Worker:
@@ -68,6 +86,7 @@ class Worker:
                 min_size=1,
                 max_size=CONNECTIONS - 1,
                 timeout=self._settings.pool_timeout_s,
+                connection_class=QueueConnection,
                 kwargs={
                     "application_name": "ekoyka worker",
                     "options": f"-c role={SERVER_ROLE}",

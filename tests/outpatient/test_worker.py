@@ -12,13 +12,15 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from procrastinate.schema import SchemaManager
+from psycopg import OperationalError
 
 from ekoyka import worker
 from ekoyka.database import Database
 from ekoyka.settings import Settings
-from ekoyka.worker import Worker
+from ekoyka.worker import QueueConnection, Worker
 from tests.conftest import address_of, administer, dropped
 from tests.database.test_migrations import structure
+from tests.database.test_outages import wired
 from tests.factories import Factory
 from tests.feed import until
 from tests.servers import running, start_worker
@@ -161,6 +163,27 @@ async def test_what_goes_wrong_in_a_job_is_logged_without_values_and_tried_again
     assert '"kind": "CheckViolationError"' in said
     assert "Failing row" not in said
     assert "Traceback" not in said
+
+
+async def test_the_queue_does_not_wait_for_a_connection_that_says_nothing_any_more(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SILENCE_S", 0.5)
+    async with wired(settings) as (wire, own):
+        assert own.database_url is not None
+        url = own.database_url.get_secret_value()
+        asking, listening = [await QueueConnection.connect(url, autocommit=True) for _ in range(2)]
+        await listening.execute("LISTEN here")
+        # It was quiet for longer than anybody waits for an answer, which is no harm to those who listen.
+        assert [said async for said in listening.notifies()] == []
+        await asking.execute("NOTIFY here")
+        assert [said.channel async for said in listening.notifies(stop_after=1)] == ["here"]
+
+        wire.stall()
+        for connection in asking, listening:
+            with pytest.raises(OperationalError):
+                await asyncio.wait_for(connection.execute("SELECT"), 30)
+            assert connection.closed
 
 
 async def failed(log: Path) -> bool:
