@@ -27,6 +27,7 @@ from ekoyka.api.schema import build_schema, sdl
 from ekoyka.checkup import checkup
 from ekoyka.database import SERVER_ROLE, WARD_ROLE, Database, DatabaseUnavailable, DatabaseUnfit
 from ekoyka.errors import Refusal
+from ekoyka.feed import Feed
 from ekoyka.identity.credentials import PasswordHasher, SettingsIncomplete, load_keys
 from ekoyka.identity.operations import create_admin
 from ekoyka.imports.facilities import FacilityColumns, import_facilities
@@ -207,7 +208,9 @@ def worker() -> None:
             assert work is not None
             for kind in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(kind, work.cancel)
-            await Worker(database, settings).run()
+            # Whose listener finds the connections that have fallen silent: a job would wait for them for ever.
+            async with Feed(database):
+                await Worker(database, settings).run()
 
     with _plainly(), _database(Settings(), _say) as settings:
         configure_logs(settings)

@@ -111,9 +111,8 @@ async def kill_the_worker(here: Deployment, chance: random.Random) -> None:
     async with here.aside() as connection:
         await connection.execute(_LINGER_AT_HOLDS)
         await connection.executemany(_HELD, list(here.slots.items()))
-        assert await until(lambda: _is_so(connection, f"SELECT count(*) > 0 {_LETTING_GO}"), 30), (
-            "no job lets go"
-        )
+        if not await until(lambda: _is_so(connection, f"SELECT count(*) > 0 {_LETTING_GO}"), 30):
+            raise AssertionError(f"no job lets go: {await connection.fetchval(_QUEUE)}")
         await here.kill_worker()
         await connection.fetch(f"SELECT pg_terminate_backend(a.pid) {_LETTING_GO}")
         await connection.execute("DROP FUNCTION linger_at_holds CASCADE")
@@ -133,6 +132,17 @@ INSERT INTO slot_hold (slot_id, dispensary_id, account_id, until)
 SELECT id, dispensary_id, $2, now() FROM slot WHERE id = $1
 """
 _LETTING_GO = "FROM pg_stat_activity a WHERE a.wait_event = 'PgSleep' AND a.query LIKE '%slot_hold%'"
+
+
+_QUEUE = """
+SELECT json_build_object('now', now(),
+    'jobs', (SELECT json_agg(json_build_array(id, task_name, status, attempts, scheduled_at, worker_id) ORDER BY id)
+             FROM procrastinate_jobs),
+    'workers', (SELECT json_agg(json_build_array(id, last_heartbeat)) FROM procrastinate_workers),
+    'connections', (SELECT json_agg(json_build_array(application_name, state, wait_event, query_start, left(query, 80)))
+                    FROM pg_stat_activity WHERE application_name LIKE '%worker%'),
+    'held', (SELECT count(*) FROM slot_hold))::text
+"""
 
 
 async def _is_so(connection: asyncpg.Connection[asyncpg.Record], sql: str, *values: object) -> bool:
