@@ -67,48 +67,42 @@ async def start(settings: Settings, *, log: Path | None = None, **environment: s
     """A server process of `ekoyka serve`; it may not be ready yet. ``log`` receives all that it says."""
     assert settings.database_url is not None
     port = int(environment.get("EKOYKA_PORT") or free_port())
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "ekoyka",
-        "serve",
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("EKOYKA_")},
-            "DATABASE_URL": settings.database_url.get_secret_value(),
-            "EKOYKA_PORT": str(port),
-            "EKOYKA_TOKEN_KEYS": TOKEN_KEY,
-            "EKOYKA_PASSWORD_HASH_ROUNDS": "4",
-            "EKOYKA_LOG_LEVEL": "WARNING",
-            "EKOYKA_WORKER_INSIDE": "false",
-            **environment,
-        },
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-    )
-    if output is not None:
-        os.close(output)
-    return Server(port, process)
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("EKOYKA_")},
+        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "EKOYKA_PORT": str(port),
+        "EKOYKA_TOKEN_KEYS": TOKEN_KEY,
+        "EKOYKA_PASSWORD_HASH_ROUNDS": "4",
+        "EKOYKA_LOG_LEVEL": "WARNING",
+        "EKOYKA_WORKER_INSIDE": "false",
+        **environment,
+    }
+    return Server(port, await _spawn("serve", env, log))
 
 
 async def start_worker(address: str, log: Path | None = None) -> asyncio.subprocess.Process:
     """A process of `ekoyka worker`. ``log`` receives all that it says."""
+    return await _spawn("worker", {**os.environ, "DATABASE_URL": address}, log)
+
+
+async def _spawn(command: str, env: dict[str, str], log: Path | None) -> asyncio.subprocess.Process:
+    """The command's process, in a session of its own."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "ekoyka",
-        "worker",
-        env={**os.environ, "DATABASE_URL": address},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-    )
-    if output is not None:
-        os.close(output)
-    return process
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ekoyka",
+            command,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    finally:
+        if output is not None:
+            os.close(output)
 
 
 async def ready(server: Server, workers: int = 1) -> None:

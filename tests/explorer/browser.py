@@ -35,6 +35,7 @@ _RESULT = """() => globalThis.__MONACO?.editor.getModels()
 
 def needed_chromium() -> str:
     """The Chromium to use; the test is skipped where there is none, or nothing built to look at."""
+    # The README asks for Python and make alone; `.ci/run` installs both, and skips nothing.
     found = os.environ.get("EKOYKA_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         pytest.skip("No Chromium was found: install it, or name one in EKOYKA_CHROMIUM.")

@@ -29,6 +29,7 @@ CLIENT_ID, CLIENT_SECRET = "ekoyka", "a secret that both know"
 
 def _installed() -> Path:
     """The provider's folder, installed once for each lock. Skips the test where there is no node."""
+    # The README asks for Python and make alone; where everything is checked there is node.
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip(
             "No node was found: the OpenID Connect provider of the tests runs on node 20.11 or newer."

@@ -19,6 +19,7 @@ Span = tuple[datetime, datetime]
 @pytest.fixture
 def real_data() -> Path:
     folder = os.environ.get("EKOYKA_REAL_DATA")
+    # It is not ours to give away, so a clone does not have it; `.ci/run` names it where it is.
     if not folder or not Path(folder).is_dir():
         pytest.skip("EKOYKA_REAL_DATA names no folder with the real data.")
     return Path(folder)
